@@ -1,0 +1,1 @@
+//! The load generator: an HTTP client; it never links the engine.

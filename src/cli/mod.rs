@@ -1,0 +1,1 @@
+//! The sub-commands of both programs, one file each: `Args` (parsed by clap) and `run`.

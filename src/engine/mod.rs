@@ -1,0 +1,1 @@
+//! Sequences, scheduler, sampler, stop conditions: one thread that owns the model.

@@ -1,0 +1,1 @@
+//! F-gram sets as Parquet files.

@@ -1,0 +1,204 @@
+use std::cmp::Ordering;
+
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use super::{Index, Key, MAX_N, MAX_RANKS, MAX_VOCABULARY, Match, build_slots};
+
+/// What may be an f-gram at all; stored with a set and with the table made of it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Policy {
+    /// K: the longest f-gram.
+    pub max_n: usize,
+    /// Ids of the tokenizer's special tokens, ascending. They are in no f-gram.
+    pub special_tokens: Vec<u32>,
+    /// SHA-256 of the `tokenizer.json` that the token ids belong to, in hexadecimal.
+    pub tokenizer_sha256: String,
+}
+
+/// Why a list of n-grams is not an f-gram set.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SetError {
+    /// K is outside 2 ..= [`MAX_N`].
+    #[error("the longest n-gram must have 2 to {MAX_N} tokens, not {0}")]
+    MaxN(usize),
+    /// More f-grams than ranks.
+    #[error("{0} f-grams are more than a set can hold")]
+    TooMany(usize),
+    /// An n-gram of a wrong length.
+    #[error("f-gram {rank} has {len} tokens; 2 to {max_n} are allowed")]
+    Length {
+        /// Where.
+        rank: usize,
+        /// Its length.
+        len: usize,
+        /// K.
+        max_n: usize,
+    },
+    /// A token that cannot be part of an f-gram.
+    #[error("f-gram {rank} contains token {token}, which is {why}")]
+    Token {
+        /// Where.
+        rank: usize,
+        /// Which.
+        token: u32,
+        /// Special, or too large.
+        why: &'static str,
+    },
+    /// Ranks are not in order, or an f-gram is there twice.
+    #[error("f-grams {rank} and {} are out of order (count, then length, then tokens) or the same", .rank + 1)]
+    Order {
+        /// The first of the two.
+        rank: usize,
+    },
+    /// The set is not closed under prefix and suffix.
+    #[error("f-gram {rank}, {tokens:?}, is in the set but its {part} is not: the set must be closed")]
+    NotClosed {
+        /// Where.
+        rank: usize,
+        /// Its tokens.
+        tokens: Vec<u32>,
+        /// "prefix" or "suffix".
+        part: &'static str,
+    },
+}
+
+/// The order of ranks: by count descending, then length, then token ids.
+pub fn rank_order(a: (&[u32], u64), b: (&[u32], u64)) -> Ordering {
+    b.1.cmp(&a.1).then(a.0.len().cmp(&b.0.len())).then_with(|| a.0.cmp(b.0))
+}
+
+/// `V_f` in memory: the ranked f-grams, their counts and the index that finds them.
+#[derive(Clone, Debug)]
+pub struct FgramSet {
+    policy: Policy,
+    keys: Vec<Key>,
+    slots: Vec<u32>,
+    counts: Vec<u64>,
+}
+
+impl FgramSet {
+    /// Makes a set of n-grams that come in order of rank (see [`rank_order`]).
+    ///
+    /// # Errors
+    /// Where they are not in that order, not closed, or not allowed by the policy.
+    pub fn from_ranked<'a>(
+        policy: Policy,
+        ranked: impl IntoIterator<Item = (&'a [u32], u64)>,
+    ) -> Result<Self, SetError> {
+        if !(2..=MAX_N).contains(&policy.max_n) {
+            return Err(SetError::MaxN(policy.max_n));
+        }
+        // Filled as the ranks come, so that a suffix, which always has the smaller rank, is found at once.
+        let mut by_key = hashbrown::HashMap::<Key, u32>::new();
+        let mut keys = Vec::new();
+        let mut counts = Vec::new();
+        let mut previous: Option<(&[u32], u64)> = None;
+        for (rank, (tokens, count)) in ranked.into_iter().enumerate() {
+            if rank as u64 >= u64::from(MAX_RANKS) {
+                return Err(SetError::TooMany(rank + 1));
+            }
+            check_tokens(&policy, rank, tokens)?;
+            if previous.is_some_and(|previous| rank_order(previous, (tokens, count)) != Ordering::Less) {
+                return Err(SetError::Order { rank: rank - 1 });
+            }
+            previous = Some((tokens, count));
+            let find = |part: &[u32]| find_in(&by_key, part);
+            let missing = |part| SetError::NotClosed { rank, tokens: tokens.to_vec(), part };
+            let key = if tokens.len() == 2 {
+                Key::of_bigram(tokens[0], tokens[1])
+            } else {
+                find(&tokens[..tokens.len() - 1]).ok_or_else(|| missing("prefix"))?;
+                Key::of_longer(tokens[0], find(&tokens[1..]).ok_or_else(|| missing("suffix"))?)
+            };
+            by_key.insert(key, rank as u32);
+            keys.push(key);
+            counts.push(count);
+        }
+        let slots = build_slots(&keys);
+        Ok(Self { policy, keys, slots, counts })
+    }
+
+    /// The index over the set.
+    pub fn index(&self) -> Index<'_> {
+        Index::new(&self.keys, &self.slots, self.policy.max_n)
+    }
+
+    /// The number of f-grams.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// What may be an f-gram here.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The counts in the mined corpus, by rank: they never increase.
+    pub fn counts(&self) -> &[u64] {
+        &self.counts
+    }
+
+    /// The tokens of the f-gram of this rank.
+    pub fn tokens(&self, rank: u32) -> Option<Vec<u32>> {
+        self.index().tokens(rank)
+    }
+
+    /// See [`Index::longest_match`].
+    pub fn longest_match(&self, tokens: &[u32]) -> Option<Match> {
+        self.index().longest_match(tokens)
+    }
+
+    /// The identity of the set, see [`identity`].
+    pub fn sha256(&self) -> String {
+        identity(&self.policy, &self.keys)
+    }
+}
+
+/// SHA-256, in hexadecimal, of a policy and the f-grams by rank: what a table must share with its model. Counts do
+/// not enter, for they change no match.
+pub fn identity(policy: &Policy, keys: &[Key]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(b"scone f-gram set 1\0");
+    hash.update((policy.max_n as u64).to_le_bytes());
+    hash.update(policy.tokenizer_sha256.as_bytes());
+    hash.update((policy.special_tokens.len() as u64).to_le_bytes());
+    for token in &policy.special_tokens {
+        hash.update(token.to_le_bytes());
+    }
+    for key in keys {
+        hash.update(key.parent.to_le_bytes());
+        hash.update(key.token.to_le_bytes());
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn check_tokens(policy: &Policy, rank: usize, tokens: &[u32]) -> Result<(), SetError> {
+    if !(2..=policy.max_n).contains(&tokens.len()) {
+        return Err(SetError::Length { rank, len: tokens.len(), max_n: policy.max_n });
+    }
+    for &token in tokens {
+        if token >= MAX_VOCABULARY {
+            return Err(SetError::Token { rank, token, why: "beyond the largest vocabulary" });
+        }
+        if policy.special_tokens.binary_search(&token).is_ok() {
+            return Err(SetError::Token { rank, token, why: "a special token" });
+        }
+    }
+    Ok(())
+}
+
+fn find_in(by_key: &hashbrown::HashMap<Key, u32>, tokens: &[u32]) -> Option<u32> {
+    let (&last, before) = tokens.split_last()?;
+    let mut before = before.iter().rev();
+    let mut rank = *by_key.get(&Key::of_bigram(*before.next()?, last))?;
+    for &token in before {
+        rank = *by_key.get(&Key::of_longer(token, rank))?;
+    }
+    Some(rank)
+}

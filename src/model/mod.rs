@@ -1,0 +1,1 @@
+//! The transformer on candle, and the one place where the table meets it.

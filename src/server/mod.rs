@@ -1,0 +1,1 @@
+//! The OpenAI surface on axum.

@@ -1,0 +1,1 @@
+//! The file of rows: format, index, row codecs, writer, readers.

@@ -1,0 +1,1 @@
+//! Joint training of the main model and the f-gram model.
