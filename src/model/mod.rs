@@ -1,1 +1,3 @@
 //! The transformer on candle, and the one place where the table meets it.
+
+pub mod ops;
