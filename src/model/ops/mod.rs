@@ -25,7 +25,7 @@ pub use cross_entropy::cross_entropy;
 pub use linear::linear;
 pub use rms_norm::rms_norm;
 pub use rope::{Rope, rope};
-pub use rows::{overwrite_rows, take_rows};
+pub use rows::{overwrite_rows, take_rows, take_rows_of_two};
 pub use swiglu::swiglu;
 
 pub(crate) use slices::contiguous_mut;
