@@ -63,3 +63,30 @@ impl Write for NewFile {
 fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn may_be_read_by_whom_other_new_files_may() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ours, other) = (directory.path().join("ours"), directory.path().join("other"));
+        let mut file = NewFile::create(&ours).unwrap();
+        file.write_all(b"rows").unwrap();
+        assert!(!ours.exists());
+        file.commit().unwrap();
+        fs::write(&other, b"rows").unwrap();
+        assert_eq!(fs::read(&ours).unwrap(), b"rows");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&other));
+    }
+
+    #[test]
+    fn a_bare_name_is_in_the_current_directory() {
+        assert_eq!(directory(Path::new("table")), Path::new("."));
+        assert_eq!(directory(Path::new("a/table")), Path::new("a"));
+    }
+}

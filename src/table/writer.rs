@@ -21,6 +21,8 @@ pub struct TableWriter<'a> {
     header_checksum: u32,
     /// Rows written.
     pushed: usize,
+    /// A write went wrong: how much of it is in the file is unknown.
+    failed: bool,
     scales: Vec<f32>,
     /// Encoded rows on their way out.
     encoded: Vec<u8>,
@@ -60,6 +62,7 @@ impl<'a> TableWriter<'a> {
             checksums: BlockChecksums::new(),
             header_checksum: crc32fast::hash(&header),
             pushed: 0,
+            failed: false,
             scales: Vec::new(),
             encoded: Vec::new(),
         })
@@ -128,8 +131,13 @@ impl<'a> TableWriter<'a> {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), TableError> {
+        let result = match self.failed {
+            false => self.out.write_all(bytes),
+            true => Err(std::io::Error::other("an earlier write failed")),
+        };
+        self.failed = result.is_err();
         self.checksums.update(bytes);
-        self.out.write_all(bytes).map_err(|e| TableError::io("write", self.out.get_ref().path())(e))
+        result.map_err(|e| TableError::io("write", self.out.get_ref().path())(e))
     }
 }
 
@@ -293,11 +301,19 @@ mod tests {
         if let Some(path) = std::env::var_os("SCONE_TEST_FULL_DISK") {
             let path = Path::new(&path);
             let set = testing::set(50, 5);
-            let mut writer =
-                TableWriter::create(path, RowType::F32, 1024, &set, &testing::identity(&set)).unwrap();
-            let error = writer.push(&vec![0.5; 50 * 1024]).and_then(|()| writer.finish()).unwrap_err();
-            assert!(error.to_string().contains("cannot write"), "{error}");
-            assert!(error.to_string().contains("table.safetensors"), "{error}");
+            let identity = testing::identity(&set);
+            let begin = |dim| TableWriter::create(path, RowType::F32, dim, &set, &identity).unwrap();
+            let check = |error: TableError| {
+                let error = error.to_string();
+                assert!(error.contains("cannot write") && error.contains("table.safetensors"), "{error}");
+            };
+            // Little enough to be written at the end, then enough to be written at once.
+            let mut writer = begin(1000);
+            writer.push(&vec![0.5; 50 * 1000]).unwrap();
+            check(writer.finish().unwrap_err());
+            let mut writer = begin(10_000);
+            check(writer.push(&vec![0.5; 50 * 10_000]).unwrap_err());
+            check(writer.push(&[0.5; 10_000]).unwrap_err());
             return;
         }
         let directory = tempfile::tempdir().unwrap();
