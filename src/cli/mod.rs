@@ -1,5 +1,6 @@
 //! The sub-commands of both programs, one file each: `Args` (parsed by clap) and `run`.
 
+pub mod fit;
 pub mod mine;
 pub mod prepare;
 pub mod tag;
@@ -14,4 +15,22 @@ fn progress_bar(total: u64, template: &str) -> ProgressBar {
         bar.set_style(style.progress_chars("=> "));
     }
     bar
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn stop_signal() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    // Without a handler the signal keeps its usual effect, which is to end the program.
+    let _ = interrupt.await;
 }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
 use super::ops::{CachedPiece, Rope, attention, cached_attention, linear, rms_norm, rope, swiglu, write_cache};
 use super::{Config, KvCache, ModelError};
@@ -73,7 +73,7 @@ impl Decoder {
     ///
     /// # Errors
     /// Where the shapes do not fit or a position is beyond the context.
-    pub fn forward(&self, x: &Tensor, attend: &Attend<'_>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, attend: &Attend<'_>) -> candle_core::Result<Tensor> {
         let positions = Arc::new(attend.positions());
         let mut x = x.clone();
         for (i, block) in self.blocks.iter().enumerate() {
@@ -86,7 +86,7 @@ impl Decoder {
     ///
     /// # Errors
     /// Where the shapes do not fit.
-    pub fn norm(&self, h: &Tensor) -> Result<Tensor> {
+    pub fn norm(&self, h: &Tensor) -> candle_core::Result<Tensor> {
         rms_norm(h, &self.norm, self.eps)
     }
 
@@ -94,7 +94,7 @@ impl Decoder {
     ///
     /// # Errors
     /// Where the shapes do not fit.
-    pub fn norm_with_gain(&self, h: &Tensor, gain: &Tensor) -> Result<Tensor> {
+    pub fn norm_with_gain(&self, h: &Tensor, gain: &Tensor) -> candle_core::Result<Tensor> {
         rms_norm(h, &(&self.norm * gain)?, self.eps)
     }
 }
@@ -126,7 +126,7 @@ impl Block {
         angles: &Arc<Rope>,
         positions: &Arc<Vec<u32>>,
         attend: &Attend<'_>,
-    ) -> Result<Tensor> {
+    ) -> candle_core::Result<Tensor> {
         let h = rms_norm(x, &self.attention_norm, self.eps)?;
         let q = rope(&linear(&h, &self.q)?, angles, positions)?;
         let k = rope(&linear(&h, &self.k)?, angles, positions)?;

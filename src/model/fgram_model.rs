@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
 use super::decoder::GetParameter;
 use super::ops::take_rows;
@@ -63,7 +63,7 @@ impl FgramModel {
     ///
     /// # Errors
     /// Where a token is beyond `T`.
-    pub fn embed(&self, token_embedding: &Tensor, grams: &Grams) -> Result<Tensor> {
+    pub fn embed(&self, token_embedding: &Tensor, grams: &Grams) -> candle_core::Result<Tensor> {
         let x = take_rows(token_embedding, &Arc::new(grams.tokens.clone()))?;
         let h = self.decoder.forward(&x, &Attend::Whole(Arc::new(grams.lengths.clone())))?;
         let mut end = 0;

@@ -75,7 +75,7 @@ pub(super) fn load(
         if view.dtype() != Dtype::F32 || view.data().len() != len * 4 {
             return Err(broken(format!("{name} has another size than the configuration's")));
         }
-        Ok(bytemuck::pod_collect_to_vec(view.data()))
+        Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     };
     for (name, var) in parameters.iter() {
         let values = read(format!("p/{name}"), var.elem_count())?;

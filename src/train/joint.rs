@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use candle_core::{Result, Tensor};
+use candle_core::Tensor;
 
 use super::{Batch, Parameters, RunConfig, unique_grams};
 use crate::model::ops::{cross_entropy, take_rows, take_rows_of_two};
@@ -68,14 +68,14 @@ impl JointModel {
     ///
     /// # Errors
     /// Where a token is beyond the vocabulary.
-    pub fn loss(&self, batch: &Batch) -> Result<Tensor> {
+    pub fn loss(&self, batch: &Batch) -> candle_core::Result<Tensor> {
         let x = self.embed(batch)?;
         let lengths = vec![batch.context; batch.inputs.len() / batch.context];
         let h = self.main.decoder.forward(&x, &Attend::Whole(Arc::new(lengths)))?;
         cross_entropy(&self.main.decoder.norm(&h)?, &self.main.head, &batch.targets)
     }
 
-    fn embed(&self, batch: &Batch) -> Result<Tensor> {
+    fn embed(&self, batch: &Batch) -> candle_core::Result<Tensor> {
         let tokens = &self.main.token_embedding;
         let Some(model) = &self.fgrams else { return take_rows(tokens, &Arc::new(batch.inputs.clone())) };
         let unique = unique_grams(batch, tokens.dim(0)?);

@@ -20,10 +20,15 @@ use crate::model::write_beside;
 /// Its directory holds `config.toml`, `metrics.jsonl`, `last.safetensors` (the newest checkpoint, complete),
 /// `best.safetensors` (the weights of the lowest validation loss) and at the end `model/`, made of the best.
 pub struct Run {
-    config: RunConfig,
-    directory: PathBuf,
     dataset: Dataset,
     set: Option<(FgramSet, Tags)>,
+    trainer: Trainer,
+}
+
+/// What changes from step to step, apart from the data that it reads.
+struct Trainer {
+    config: RunConfig,
+    directory: PathBuf,
     parameters: Parameters,
     model: JointModel,
     validation_model: JointModel,
@@ -69,33 +74,32 @@ impl Run {
             State { step: 0, best: None, config: text }
         };
         let checkpoint_step = state.step;
-        Ok(Self {
+        let trainer = Trainer {
             config: config.clone(),
             directory: directory.to_owned(),
-            dataset,
-            set,
             parameters,
             model,
             validation_model,
             optimizer,
             state,
             checkpoint_step,
-        })
+        };
+        Ok(Self { dataset, set, trainer })
     }
 
     /// Updates done so far.
     pub fn step(&self) -> u64 {
-        self.state.step
+        self.trainer.state.step
     }
 
     /// The lowest validation loss so far, in nats a token, and its step.
     pub fn best(&self) -> Option<(f64, u64)> {
-        self.state.best
+        self.trainer.state.best
     }
 
     /// The trained parameters.
     pub fn parameters(&self) -> &Parameters {
-        &self.parameters
+        &self.trainer.parameters
     }
 
     /// The corpus.
@@ -112,37 +116,36 @@ impl Run {
         stop: &AtomicBool,
         observe: &mut dyn FnMut(&Progress),
     ) -> Result<Outcome, TrainError> {
-        let dataset = Dataset::open(&self.config.data.dataset)?;
-        let tags = match &self.set {
-            Some((set, _)) => Some(Tags::open(&dataset, &set.sha256())?),
-            None => None,
-        };
-        let context = self.config.model.context;
-        let batches = Batches::new(&dataset, tags.as_ref(), false, context, self.config.seed)?;
-        let validation = Batches::new(&dataset, tags.as_ref(), true, context, self.config.seed)?
-            .spread(self.config.validation.tokens, self.config.train.batch)?;
-        let mut log = Log::open(&self.directory.join("metrics.jsonl"), self.state.step)?;
-        let steps = self.config.train.steps;
-        while self.state.step < steps {
-            let mut progress = self.update(&batches)?;
-            let (step, last) = (self.state.step, self.state.step == steps);
-            if step.is_multiple_of(self.config.validation.every) || last {
-                progress.validation_loss = Some(self.validate(&validation)?);
+        let trainer = &mut self.trainer;
+        let tags = self.set.as_ref().map(|(_, tags)| tags);
+        let (context, seed) = (trainer.config.model.context, trainer.config.seed);
+        let batches = Batches::new(&self.dataset, tags, false, context, seed)?;
+        let validation = Batches::new(&self.dataset, tags, true, context, seed)?
+            .spread(trainer.config.validation.tokens, trainer.config.train.batch)?;
+        let mut log = Log::open(&trainer.directory.join("metrics.jsonl"), trainer.state.step)?;
+        let steps = trainer.config.train.steps;
+        while trainer.state.step < steps {
+            let mut progress = trainer.update(&batches)?;
+            let (step, last) = (trainer.state.step, trainer.state.step == steps);
+            if step.is_multiple_of(trainer.config.validation.every) || last {
+                progress.validation_loss = Some(trainer.validate(&validation)?);
             }
             log.write(&progress)?;
             observe(&progress);
             let stopping = stop.load(Ordering::Relaxed);
-            if step.is_multiple_of(self.config.checkpoint.every) || last || stopping {
-                self.save()?;
+            if step.is_multiple_of(trainer.config.checkpoint.every) || last || stopping {
+                trainer.save()?;
             }
             if stopping && !last {
                 return Ok(Outcome::Stopped);
             }
         }
-        self.export()?;
+        trainer.export(&self.dataset, self.set.as_ref().map(|(set, _)| set))?;
         Ok(Outcome::Finished)
     }
+}
 
+impl Trainer {
     /// One update of the weights.
     fn update(&mut self, batches: &Batches<'_>) -> Result<Progress, TrainError> {
         let (train, step) = (&self.config.train, self.state.step + 1);
@@ -256,11 +259,10 @@ impl Run {
     }
 
     /// Writes `model/` from the best weights; the run's own weights are the last again afterwards.
-    fn export(&mut self) -> Result<(), TrainError> {
+    fn export(&mut self, dataset: &Dataset, set: Option<&FgramSet>) -> Result<(), TrainError> {
         let best = self.directory.join("best.safetensors");
         checkpoint::load(&best, &self.parameters, None, &self.state.config)?;
-        let set = self.set.as_ref().map(|(set, _)| set);
-        export::write(&self.directory.join("model"), &self.config, &self.dataset, set, &self.parameters, &self.state)?;
+        export::write(&self.directory.join("model"), &self.config, dataset, set, &self.parameters, &self.state)?;
         let last = self.directory.join("last.safetensors");
         checkpoint::load(&last, &self.parameters, None, &self.state.config)?;
         Ok(())
