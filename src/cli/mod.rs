@@ -1,11 +1,22 @@
 //! The sub-commands of both programs, one file each: `Args` (parsed by clap) and `run`.
 
+pub mod eval;
+pub mod explain;
 pub mod fit;
 pub mod mine;
 pub mod prepare;
+pub mod table;
 pub mod tag;
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// The model that is in the repository.
+const DEFAULT_MODEL: &str = "model_cards/default";
+
+/// The text of an argument, or all of standard input for `-`.
+fn text_argument(argument: &str) -> std::io::Result<String> {
+    if argument == "-" { std::io::read_to_string(std::io::stdin()) } else { Ok(argument.to_owned()) }
+}
 
 /// A bar on standard error; nothing is drawn where that is no terminal.
 fn progress_bar(total: u64, template: &str) -> ProgressBar {

@@ -12,6 +12,8 @@ mod fgram_model;
 mod inference;
 mod kv;
 pub mod ops;
+mod perplexity;
+mod rows;
 mod weights;
 
 pub use config::{Config, FgramConfig};
@@ -22,5 +24,7 @@ pub use error::ModelError;
 pub use fgram_model::{FgramModel, Grams};
 pub use inference::{Logits, MainModel, Model, Piece};
 pub use kv::KvCache;
+pub use perplexity::{Perplexity, perplexity};
+pub use rows::{RowCheck, build_table, check_rows};
 pub use weights::{Weights, write_weights};
 pub(crate) use weights::write_beside;
