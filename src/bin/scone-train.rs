@@ -1,6 +1,51 @@
 //! The program: parse, set up logging, call the sub-command.
 
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use scone::cli;
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {}
+/// Prepare text, mine its frequent n-grams, and train SCONE language models.
+#[derive(Debug, Parser)]
+#[command(name = "scone-train", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// How many threads to use; 0: one for each processor
+    #[arg(long, global = true, env = "SCONE_THREADS", default_value_t = 0, value_name = "N")]
+    threads: usize,
+    /// What to log on standard error: error, warn, info, debug, or a filter such as scone=debug
+    #[arg(long, global = true, env = "SCONE_LOG", default_value = "info", value_name = "FILTER")]
+    log: tracing_subscriber::EnvFilter,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Prepare(cli::prepare::Args),
+    Mine(cli::mine::Args),
+    Tag(cli::tag::Args),
+}
+
+fn main() -> ExitCode {
+    let Arguments { command, threads, log } = Arguments::parse();
+    tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).init();
+    let result = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .map_err(anyhow::Error::from)
+        .and_then(|()| match command {
+            Command::Prepare(args) => cli::prepare::run(&args),
+            Command::Mine(args) => cli::mine::run(&args),
+            Command::Tag(args) => cli::tag::run(&args),
+        });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

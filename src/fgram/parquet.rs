@@ -1,1 +1,346 @@
 //! F-gram sets as Parquet files.
+//!
+//! Two columns, sorted by rank: `tokens`, a list of unsigned 32-bit integers, and `count`, unsigned 64-bit. The policy is
+//! in the file's key-value metadata (`scone.max_n`, `scone.special_tokens`, `scone.tokenizer_sha256`). The reader
+//! also takes what other engines make of such a table: signed integers of 32 or 64 bits, nullable columns, rows in
+//! another order, other codecs, no metadata.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::data_type::{DataType, Int32Type, Int64Type};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{KeyValue, RowGroupMetaData};
+use parquet::file::properties::WriterProperties;
+use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+use thiserror::Error;
+
+use super::{FgramSet, Policy, SetError, rank_order};
+
+const SCHEMA: &str = "message fgrams {
+    required group tokens (LIST) { repeated group list { required int32 element (INTEGER(32, false)); } }
+    required int64 count (INTEGER(64, false));
+}";
+
+/// F-grams in a row group.
+const ROW_GROUP: usize = 1 << 20;
+
+const MAX_N_KEY: &str = "scone.max_n";
+const SPECIAL_TOKENS_KEY: &str = "scone.special_tokens";
+const TOKENIZER_KEY: &str = "scone.tokenizer_sha256";
+
+/// What goes wrong with a file of f-grams.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// The file cannot be read or written.
+    #[error("cannot {doing} {}", .path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The file is not Parquet, is damaged, or cannot be written.
+    #[error("{} cannot be used as Parquet", .path.display())]
+    Parquet {
+        /// Which file.
+        path: PathBuf,
+        /// What the library says.
+        source: ParquetError,
+    },
+    /// The file is Parquet but no f-gram set.
+    #[error("{} is not a file of f-grams: {what}", .path.display())]
+    Content {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The rows do not make a set.
+    #[error("{} is not an f-gram set", .path.display())]
+    Set {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: SetError,
+    },
+}
+
+/// Writes a set, under a temporary name that is renamed once everything is on disk.
+///
+/// # Errors
+/// Where the directory cannot be written.
+pub fn write(set: &FgramSet, path: impl AsRef<Path>) -> Result<(), FileError> {
+    let path = path.as_ref();
+    let io = |source| FileError::Io { doing: "write", path: path.to_owned(), source };
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".fgrams.")
+        .suffix(".partial")
+        .permissions(std::fs::Permissions::from_mode(0o666))
+        .tempfile_in(directory)
+        .map_err(io)?;
+    write_to(set, file.as_file_mut())
+        .map_err(|source| FileError::Parquet { path: path.to_owned(), source })?;
+    file.as_file().sync_all().map_err(io)?;
+    file.persist(path).map_err(|error| io(error.error))?;
+    Ok(())
+}
+
+fn write_to(set: &FgramSet, file: impl Write + Send) -> Result<(), ParquetError> {
+    let policy = set.policy();
+    let special: Vec<String> = policy.special_tokens.iter().map(u32::to_string).collect();
+    let metadata = vec![
+        KeyValue::new(MAX_N_KEY.to_owned(), policy.max_n.to_string()),
+        KeyValue::new(SPECIAL_TOKENS_KEY.to_owned(), special.join(",")),
+        KeyValue::new(TOKENIZER_KEY.to_owned(), policy.tokenizer_sha256.clone()),
+    ];
+    let properties = WriterProperties::builder()
+        .set_compression(Compression::ZSTD(ZstdLevel::default()))
+        .set_key_value_metadata(Some(metadata))
+        .build();
+    let schema = Arc::new(parse_message_type(SCHEMA)?);
+    let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties))?;
+    let ranks: Vec<u32> = (0..set.len() as u32).collect();
+    for ranks in ranks.chunks(ROW_GROUP) {
+        let mut group = writer.next_row_group()?;
+        let (mut elements, mut repetition) = (Vec::new(), Vec::new());
+        for tokens in ranks.iter().filter_map(|&rank| set.tokens(rank)) {
+            for (i, &token) in tokens.iter().enumerate() {
+                repetition.push(i16::from(i > 0));
+                elements.push(token as i32);
+            }
+        }
+        if let Some(mut column) = group.next_column()? {
+            let definition = vec![1; elements.len()];
+            column.typed::<Int32Type>().write_batch(&elements, Some(&definition), Some(&repetition))?;
+            column.close()?;
+        }
+        if let Some(mut column) = group.next_column()? {
+            let counts: Vec<i64> = ranks.iter().map(|&rank| set.counts()[rank as usize] as i64).collect();
+            column.typed::<Int64Type>().write_batch(&counts, None, None)?;
+            column.close()?;
+        }
+        group.close()?;
+    }
+    writer.close()?;
+    Ok(())
+}
+
+/// Reads a set that has its policy with it, as [`write`] makes it.
+///
+/// # Errors
+/// Where the file cannot be read, is damaged, has no policy, or its rows are no closed set.
+pub fn read(path: impl AsRef<Path>) -> Result<FgramSet, FileError> {
+    open(path.as_ref(), None)
+}
+
+/// Reads a set that may come from elsewhere. What the file does not say of its policy is taken from `default`,
+/// except K, which is then the length of the longest f-gram.
+///
+/// # Errors
+/// As [`read`], but the policy may be missing.
+pub fn read_with(path: impl AsRef<Path>, default: &Policy) -> Result<FgramSet, FileError> {
+    open(path.as_ref(), Some(default))
+}
+
+fn open(path: &Path, default: Option<&Policy>) -> Result<FgramSet, FileError> {
+    let file =
+        File::open(path).map_err(|source| FileError::Io { doing: "open", path: path.to_owned(), source })?;
+    let damaged = |source| FileError::Parquet { path: path.to_owned(), source };
+    let reader = SerializedFileReader::new(file).map_err(damaged)?;
+    let mut rows = Rows::default();
+    for group in 0..reader.num_row_groups() {
+        let group = reader.get_row_group(group).map_err(damaged)?;
+        rows.append(&*group).map_err(|error| match error {
+            RowError::Parquet(source) => damaged(source),
+            RowError::Content(what) => FileError::Content { path: path.to_owned(), what },
+        })?;
+    }
+    let metadata = reader.metadata().file_metadata().key_value_metadata();
+    let value = |key| {
+        let pair = metadata?.iter().find(|pair| pair.key == key)?;
+        pair.value.as_deref()
+    };
+    let policy = policy(value, default, rows.longest())
+        .map_err(|what| FileError::Content { path: path.to_owned(), what })?;
+    let mut ranked: Vec<(&[u32], u64)> = rows.iter().collect();
+    if !ranked.is_sorted_by(|&a, &b| rank_order(a, b).is_le()) {
+        ranked.sort_unstable_by(|&a, &b| rank_order(a, b));
+    }
+    FgramSet::from_ranked(policy, ranked).map_err(|source| FileError::Set { path: path.to_owned(), source })
+}
+
+fn policy<'a>(
+    value: impl Fn(&'static str) -> Option<&'a str>,
+    default: Option<&Policy>,
+    longest: usize,
+) -> Result<Policy, String> {
+    let missing =
+        |key: &str| format!("its metadata has no {key}, so the tokenizer it belongs to must be given");
+    let max_n = match (value(MAX_N_KEY), default) {
+        (Some(text), _) => text.parse().map_err(|_| format!("{MAX_N_KEY} is {text:?}"))?,
+        (None, Some(_)) => longest.max(2),
+        (None, None) => return Err(missing(MAX_N_KEY)),
+    };
+    let special_tokens = match (value(SPECIAL_TOKENS_KEY), default) {
+        (Some(text), _) => {
+            let mut ids = text
+                .split(',')
+                .filter(|id| !id.is_empty())
+                .map(|id| id.parse().map_err(|_| format!("{SPECIAL_TOKENS_KEY} is {text:?}")))
+                .collect::<Result<Vec<u32>, _>>()?;
+            ids.sort_unstable();
+            ids
+        }
+        (None, Some(default)) => default.special_tokens.clone(),
+        (None, None) => return Err(missing(SPECIAL_TOKENS_KEY)),
+    };
+    let tokenizer_sha256 = match (value(TOKENIZER_KEY), default) {
+        (Some(text), _) => text.to_owned(),
+        (None, Some(default)) => default.tokenizer_sha256.clone(),
+        (None, None) => return Err(missing(TOKENIZER_KEY)),
+    };
+    Ok(Policy { max_n, special_tokens, tokenizer_sha256 })
+}
+
+enum RowError {
+    Parquet(ParquetError),
+    Content(String),
+}
+
+impl From<ParquetError> for RowError {
+    fn from(error: ParquetError) -> Self {
+        Self::Parquet(error)
+    }
+}
+
+impl From<String> for RowError {
+    fn from(what: String) -> Self {
+        Self::Content(what)
+    }
+}
+
+/// The rows of a file, flat.
+#[derive(Default)]
+struct Rows {
+    tokens: Vec<u32>,
+    /// Where each row's tokens end.
+    ends: Vec<usize>,
+    counts: Vec<u64>,
+}
+
+impl Rows {
+    fn append(&mut self, group: &dyn RowGroupReader) -> Result<(), RowError> {
+        let metadata = group.metadata();
+        let (tokens, counts) = (leaf(metadata, "tokens", 1)?, leaf(metadata, "count", 0)?);
+        let full = metadata.column(tokens).column_descr().max_def_level();
+        let before = self.ends.len();
+        match group.get_column_reader(tokens)? {
+            ColumnReader::Int32ColumnReader(reader) => {
+                self.lists(reader, full, |id| u32::try_from(id).ok())?
+            }
+            ColumnReader::Int64ColumnReader(reader) => {
+                self.lists(reader, full, |id| u32::try_from(id).ok())?
+            }
+            _ => return Err("the elements of `tokens` must be integers of 32 or 64 bits".to_owned().into()),
+        }
+        match group.get_column_reader(counts)? {
+            ColumnReader::Int32ColumnReader(reader) => self.counts(reader, |n| u64::try_from(n).ok())?,
+            ColumnReader::Int64ColumnReader(reader) => self.counts(reader, |n| u64::try_from(n).ok())?,
+            _ => return Err("`count` must be an integer of 32 or 64 bits".to_owned().into()),
+        }
+        if self.ends.len() != self.counts.len() || (self.ends.len() - before) as i64 != metadata.num_rows() {
+            let what = format!("{} rows of tokens, {} of counts", self.ends.len(), self.counts.len());
+            return Err(what.into());
+        }
+        Ok(())
+    }
+
+    fn lists<T: DataType>(
+        &mut self,
+        mut reader: ColumnReaderImpl<T>,
+        full: i16,
+        token: impl Fn(T::T) -> Option<u32>,
+    ) -> Result<(), RowError> {
+        let (mut definition, mut repetition, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        loop {
+            definition.clear();
+            repetition.clear();
+            values.clear();
+            let (records, _, levels) =
+                reader.read_records(1 << 16, Some(&mut definition), Some(&mut repetition), &mut values)?;
+            if records == 0 && levels == 0 {
+                return Ok(());
+            }
+            if values.len() != repetition.len() || definition.iter().any(|&level| level != full) {
+                return Err(format!("`tokens` is null or empty near row {}", self.ends.len()).into());
+            }
+            for (value, &level) in values.drain(..).zip(&repetition) {
+                if level == 0 {
+                    self.ends.push(self.tokens.len());
+                }
+                let row = self.ends.len();
+                let Some(end) = self.ends.last_mut() else {
+                    return Err("`tokens` does not begin with a row".to_owned().into());
+                };
+                self.tokens
+                    .push(token(value).ok_or_else(|| format!("row {row} has a negative or huge token"))?);
+                *end = self.tokens.len();
+            }
+        }
+    }
+
+    fn counts<T: DataType>(
+        &mut self,
+        mut reader: ColumnReaderImpl<T>,
+        count: impl Fn(T::T) -> Option<u64>,
+    ) -> Result<(), RowError> {
+        let (mut definition, mut values) = (Vec::new(), Vec::new());
+        loop {
+            definition.clear();
+            values.clear();
+            let (records, _, _) = reader.read_records(1 << 16, Some(&mut definition), None, &mut values)?;
+            if records == 0 {
+                return Ok(());
+            }
+            if values.len() != records {
+                return Err(format!("`count` is null near row {}", self.counts.len()).into());
+            }
+            for value in values.drain(..) {
+                let row = self.counts.len();
+                self.counts.push(count(value).ok_or_else(|| format!("row {row} has a negative count"))?);
+            }
+        }
+    }
+
+    fn longest(&self) -> usize {
+        self.iter().map(|(tokens, _)| tokens.len()).max().unwrap_or(0)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (&[u32], u64)> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let lists = starts.zip(&self.ends).map(|(start, &end)| &self.tokens[start..end]);
+        lists.zip(self.counts.iter().copied())
+    }
+}
+
+/// The place of the one leaf column under `name`, which must be repeated so often.
+fn leaf(group: &RowGroupMetaData, name: &str, repeated: i16) -> Result<usize, RowError> {
+    let is_it = |descr: &parquet::schema::types::ColumnDescriptor| {
+        descr.path().parts().first().is_some_and(|part| part == name) && descr.max_rep_level() == repeated
+    };
+    group.columns().iter().position(|column| is_it(column.column_descr())).ok_or_else(|| {
+        let kind = if repeated == 1 { "list" } else { "plain" };
+        format!("there is no {kind} column `{name}`").into()
+    })
+}
