@@ -21,7 +21,7 @@ Examples:
   scone eval model_cards/default-baseline --text book.txt")]
 pub struct Args {
     /// The model
-    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL", value_name = "MODEL_DIR")]
+    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL_DIR", value_name = "MODEL_DIR")]
     model: PathBuf,
     /// A UTF-8 text file
     #[arg(long, value_name = "FILE")]

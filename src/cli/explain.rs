@@ -21,7 +21,7 @@ match is 2 to K, 1 where the token fell back to its own embedding, 0 for a speci
 0, its line in `scone table export`; fgram, row and count are null where there is no match.")]
 pub struct Args {
     /// The model whose table is looked up
-    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL", value_name = "MODEL_DIR")]
+    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL_DIR", value_name = "MODEL_DIR")]
     model: PathBuf,
     /// The text; - reads standard input
     #[arg(long, value_name = "TEXT")]

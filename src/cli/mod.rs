@@ -3,8 +3,11 @@
 pub mod eval;
 pub mod explain;
 pub mod fit;
+pub mod generate;
 pub mod mine;
+mod open_model;
 pub mod prepare;
+pub mod serve;
 pub mod table;
 pub mod tag;
 

@@ -34,7 +34,7 @@ The rows are computed from the weights as the directory holds them, written besi
 killed build leaves no table.")]
 struct BuildArgs {
     /// A directory that `scone-train fit` wrote
-    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL", value_name = "MODEL_DIR")]
+    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL_DIR", value_name = "MODEL_DIR")]
     model: PathBuf,
     /// The f-gram set the model was trained with; left out: that of the table which is there already
     #[arg(long, env = "SCONE_FGRAMS", value_name = "FILE")]
@@ -51,7 +51,7 @@ struct BuildArgs {
 #[derive(Debug, clap::Args)]
 struct VerifyArgs {
     /// The model it must fit
-    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL", value_name = "MODEL_DIR")]
+    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL_DIR", value_name = "MODEL_DIR")]
     model: PathBuf,
     /// Another table than the directory's
     #[arg(long, env = "SCONE_TABLE", value_name = "FILE")]
@@ -71,7 +71,7 @@ struct VerifyArgs {
 #[derive(Debug, clap::Args)]
 struct InspectArgs {
     /// Whose table
-    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL", value_name = "MODEL_DIR")]
+    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL_DIR", value_name = "MODEL_DIR")]
     model: PathBuf,
     /// Another table than the directory's
     #[arg(long, env = "SCONE_TABLE", value_name = "FILE")]
@@ -89,7 +89,7 @@ count u64 [N], embeddings [N, d]; in Python: safetensors.numpy.load_file(FILE). 
 Example: scone table export --output table.parquet --format parquet")]
 struct ExportArgs {
     /// Whose table
-    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL", value_name = "MODEL_DIR")]
+    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL_DIR", value_name = "MODEL_DIR")]
     model: PathBuf,
     /// Another table than the directory's
     #[arg(long, env = "SCONE_TABLE", value_name = "FILE")]
