@@ -40,7 +40,8 @@ impl Key {
     /// A well-mixed hash. It is part of the table's format: changing it makes old files unreadable.
     pub fn hash(self) -> u64 {
         // The finaliser of splitmix64, by Steele, Lea and Flood ("Fast splittable pseudorandom number generators").
-        let mut x = (u64::from(self.parent) << 32 | u64::from(self.token)).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x =
+            (u64::from(self.parent) << 32 | u64::from(self.token)).wrapping_add(0x9e37_79b9_7f4a_7c15);
         x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         x ^ (x >> 31)
