@@ -96,7 +96,9 @@ pub(super) async fn pass(
         Load::Open { rate } => {
             let due = arrivals(rate, count, seed).into_iter().map(|s| began + Duration::from_secs_f64(s));
             let due = numbers.zip(stream::iter(due));
-            collect(due.map(|(prompt, due)| send(prompt, Some(due))).buffer_unordered(count), done).await
+            // All at once, but a buffer for none would wait for ever where there is nothing to send.
+            let all = count.max(1);
+            collect(due.map(|(prompt, due)| send(prompt, Some(due))).buffer_unordered(all), done).await
         }
     };
     Pass { requests, elapsed: began.elapsed() }

@@ -119,7 +119,8 @@ mod tests {
             (high.ln() / expected - 1.0).abs() < 0.1 && (low.ln() / -expected - 1.0).abs() < 0.1,
             "{low} {high}"
         );
-        assert_ne!(bootstrap_interval(&values[..9], 7), bootstrap_interval(&values[..9], 8));
+        let uneven: Vec<f64> = (1..10).map(|i| f64::from(i).sqrt()).collect();
+        assert_ne!(bootstrap_interval(&uneven, 7), bootstrap_interval(&uneven, 8));
     }
 
     #[test]
