@@ -130,6 +130,12 @@ impl Display for Report {
                 f,
                 "\nRatios are geometric means of paired repetitions; intervals bootstrap over repetitions."
             )?;
+            if self.plan.repetitions < 10 {
+                writeln!(
+                    f,
+                    "Of few repetitions they are too narrow (5 give about 85%, 3 about 75%): use 10 or more."
+                )?;
+            }
         }
         let tokens =
             self.targets.iter().filter_map(|target| target.quality.as_ref()).map(|quality| quality.tokens);
