@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use scone::cli::{eval, explain, generate, serve, table};
+use scone::cli::{bench, eval, explain, generate, serve, table};
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -24,6 +24,7 @@ enum Command {
     Explain(explain::Args),
     Eval(eval::Args),
     Table(table::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => explain::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Table(args) => table::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,6 @@
 //! The sub-commands of both programs, one file each: `Args` (parsed by clap) and `run`.
 
+pub mod bench;
 pub mod eval;
 pub mod explain;
 pub mod fit;
