@@ -12,6 +12,8 @@ pub mod serve;
 pub mod table;
 pub mod tag;
 
+use std::io::Write;
+
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// The model that is in the repository.
@@ -48,4 +50,18 @@ async fn stop_signal() {
     }
     // Without a handler the signal keeps its usual effect, which is to end the program.
     let _ = interrupt.await;
+}
+
+/// Prints a command's result. Unlike `println!` it returns an error when the reader has gone, and `main` is then silent.
+fn print(text: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(b"\n")?;
+    stdout.flush()
+}
+
+/// Whether a command failed only because nobody reads its output any more, as under `| head`.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref().map(std::io::Error::kind);
+    error.chain().any(|cause| kind(cause) == Some(std::io::ErrorKind::BrokenPipe))
 }
