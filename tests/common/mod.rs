@@ -131,7 +131,7 @@ pub fn tokenizer() -> Arc<Tokenizer> {
     static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tokenizer.json");
-        train_bpe((0..50).map(|i| format!("the naïve café {i} 日本語 the theme of the thing, once upon a time there was a king who had no bread")), VOCAB, &path).unwrap();
+        train_bpe((0..50).map(|i| format!("the naïve café {i} 日本語 the theme of the thing, once upon a time there was a king who had no bread")), 300, &path).unwrap();
         let tokenizer = Tokenizer::from_file(&path).unwrap();
         assert_eq!(tokenizer.eos(), Some(0));
         Arc::new(tokenizer)
