@@ -27,6 +27,7 @@ enum Command {
     Prepare(cli::prepare::Args),
     Mine(cli::mine::Args),
     Tag(cli::tag::Args),
+    Fit(cli::fit::Args),
 }
 
 fn main() -> ExitCode {
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             Command::Prepare(args) => cli::prepare::run(&args),
             Command::Mine(args) => cli::mine::run(&args),
             Command::Tag(args) => cli::tag::run(&args),
+            Command::Fit(args) => cli::fit::run(&args),
         });
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use scone::cli::{generate, serve};
+use scone::cli::{eval, explain, generate, serve, table};
 use tracing_subscriber::EnvFilter;
 
 #[global_allocator]
@@ -21,6 +21,9 @@ struct Cli {
 enum Command {
     Serve(serve::Args),
     Generate(generate::Args),
+    Explain(explain::Args),
+    Eval(eval::Args),
+    Table(table::Args),
 }
 
 fn main() -> ExitCode {
@@ -29,6 +32,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Explain(args) => explain::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Table(args) => table::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

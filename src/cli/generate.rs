@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::open_model::{DEFAULT_MODEL, Opened, open_model};
+use super::DEFAULT_MODEL;
+use super::open_model::{Opened, open_model};
 use super::serve::{at_least_one, set_threads};
 use crate::engine::{Config, Engine, Event, Request, Sampling};
 use crate::tokenizer::{Decoder, Tokenizer};

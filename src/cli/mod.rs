@@ -1,13 +1,25 @@
 //! The sub-commands of both programs, one file each: `Args` (parsed by clap) and `run`.
 
+pub mod eval;
+pub mod explain;
+pub mod fit;
 pub mod generate;
 pub mod mine;
 mod open_model;
 pub mod prepare;
 pub mod serve;
+pub mod table;
 pub mod tag;
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// The model that is in the repository.
+const DEFAULT_MODEL: &str = "model_cards/default";
+
+/// The text of an argument, or all of standard input for `-`.
+fn text_argument(argument: &str) -> std::io::Result<String> {
+    if argument == "-" { std::io::read_to_string(std::io::stdin()) } else { Ok(argument.to_owned()) }
+}
 
 /// A bar on standard error; nothing is drawn where that is no terminal.
 fn progress_bar(total: u64, template: &str) -> ProgressBar {
@@ -17,4 +29,22 @@ fn progress_bar(total: u64, template: &str) -> ProgressBar {
         bar.set_style(style.progress_chars("=> "));
     }
     bar
+}
+
+/// Waits for Ctrl-C or SIGTERM.
+async fn stop_signal() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    // Without a handler the signal keeps its usual effect, which is to end the program.
+    let _ = interrupt.await;
 }

@@ -1,13 +1,15 @@
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use candle_core::Device;
 
+use super::DEFAULT_MODEL;
 use crate::engine::Forward;
+use crate::model::ModelDirectory;
 use crate::server::TableCard;
+use crate::table::Table;
 use crate::tokenizer::Tokenizer;
-
-/// The model that the commands take when none is named.
-pub(super) const DEFAULT_MODEL: &str = "model_cards/default";
 
 /// A model directory, ready to run.
 pub(super) struct Opened {
@@ -41,9 +43,21 @@ pub(super) fn open_model(directory: &Path, table: Option<&Path>, slots: usize) -
             directory.display()
         );
     }
-    bail!(
-        "cannot load {} with {slots} slots and {}: the model layer is not joined to the engine yet",
-        directory.display(),
-        table.map_or("its own table".into(), |table| table.display().to_string())
-    )
+    let directory = ModelDirectory::open(directory)?;
+    let model = directory.load(table, slots, &Device::Cpu)?;
+    let card = |table: &Arc<Table>| TableCard {
+        rows: table.len(),
+        bytes: table.bytes(),
+        dtype: table.row_type().to_string(),
+    };
+    let info = ModelInfo {
+        parameters: model.config().parameters(),
+        layers: model.config().num_hidden_layers,
+        width: model.config().hidden_size,
+        table: model.embedding().table().map(card),
+        weight_bytes: model.weight_bytes() as u64,
+        kv_bytes: model.cache().map_or(0, |cache| cache.bytes() as u64),
+        stop_tokens: directory.stop_tokens()?,
+    };
+    Ok(Opened { forward: Box::new(model), tokenizer: directory.into_tokenizer(), info })
 }

@@ -10,7 +10,8 @@ use indicatif::{HumanBytes, HumanCount};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::open_model::{DEFAULT_MODEL, ModelInfo, Opened, open_model};
+use super::DEFAULT_MODEL;
+use super::open_model::{ModelInfo, Opened, open_model};
 use crate::engine::{Config, Engine, EngineHandle};
 use crate::server::{self, App, ModelCard};
 

@@ -1,3 +1,7 @@
+use candle_core::Device;
+
+use crate::model::{KvCache, Model, Piece};
+
 /// What a forward pass failed with. It ends the requests of its batch, not the engine.
 pub type ForwardError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -21,43 +25,20 @@ pub trait Forward: Send {
     fn forward(&mut self, batch: &[Piece<'_>]) -> Result<Vec<f32>, ForwardError>;
 }
 
-/// One sequence's part of a batch: a chunk of its prompt, or the token sampled last.
-#[derive(Debug, Clone, Copy)]
-pub struct Piece<'a> {
-    /// Where the sequence's keys and values are. A piece with `past` 0 starts the slot anew.
-    pub slot: usize,
-    /// All tokens of the sequence up to the end of this piece. Those before `past` are given because a token's embedding
-    /// depends on the ones before it.
-    pub tokens: &'a [u32],
-    /// How many of `tokens` the slot already holds; `tokens[past..]`, never empty, are to be computed.
-    pub past: usize,
-    /// Which of the new positions' logits are wanted.
-    pub wanted: Wanted,
-}
-
-/// Which positions of a [`Piece`] need logits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    /// None: a chunk inside a prompt.
-    None,
-    /// The last: a token is to be sampled after it.
-    Last,
-    /// All: the prompt's own log-probabilities were asked for.
-    All,
-}
-
-impl Piece<'_> {
-    /// How many tokens are to be computed.
-    pub fn new_tokens(&self) -> usize {
-        self.tokens.len() - self.past
+impl Forward for Model {
+    fn vocab_size(&self) -> usize {
+        self.config().vocab_size
     }
 
-    /// How many rows of logits are wanted.
-    pub fn wanted_rows(&self) -> usize {
-        match self.wanted {
-            Wanted::None => 0,
-            Wanted::Last => 1,
-            Wanted::All => self.new_tokens(),
-        }
+    fn context(&self) -> usize {
+        self.config().max_position_embeddings
+    }
+
+    fn slots(&self) -> usize {
+        self.cache().map_or(0, KvCache::slots)
+    }
+
+    fn forward(&mut self, batch: &[Piece<'_>]) -> Result<Vec<f32>, ForwardError> {
+        Ok(Model::forward(self, batch)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
     }
 }

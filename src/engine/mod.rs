@@ -20,7 +20,8 @@ mod sequence;
 mod worker;
 
 pub use error::EngineError;
-pub use forward::{Forward, ForwardError, Piece, Wanted};
+pub use crate::model::{Piece, Wanted};
+pub use forward::{Forward, ForwardError};
 pub use request::{Event, Finish, Request, Sampling, Score};
 pub use sampler::{NotANumber, Sampler};
 pub use score::score;

@@ -1,0 +1,134 @@
+//! `scone-train fit`: one run, from a TOML file to a model directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use indicatif::ProgressBar;
+
+use super::progress_bar;
+use crate::train::{Outcome, Progress, Run, RunConfig};
+
+/// Train a model: the main model and, with an [fgram] section, the f-gram model, jointly.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "RUN_DIR receives config.toml, metrics.jsonl (a line an update), last.safetensors (the newest \
+checkpoint), best.safetensors (the weights of the lowest validation loss) and, at the end, model/: a directory that \
+`scone` serves and transformers opens. Ctrl-C writes a checkpoint and stops; --resume goes on, bit for bit as if \
+nothing had happened (with the same number of threads).
+
+Without an [fgram] section the same run trains the baseline. With one, make the table afterwards:
+  scone-train fit --config scone.toml --output runs/scone
+  scone table build runs/scone/model --fgrams fgrams.parquet"
+)]
+pub struct Args {
+    /// The run's TOML file; see --print-config
+    #[arg(long, env = "SCONE_RUN_CONFIG", value_name = "RUN.toml", required_unless_present = "print_config")]
+    config: Option<PathBuf>,
+    /// Where the run's files go
+    #[arg(long, env = "SCONE_RUN_DIR", value_name = "RUN_DIR", required_unless_present = "print_config")]
+    output: Option<PathBuf>,
+    /// Continue the run in RUN_DIR from its last checkpoint; start it if there is none
+    #[arg(long)]
+    resume: bool,
+    /// Print the configuration in full, every field with its value (without --config: the defaults), and stop
+    #[arg(long)]
+    print_config: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// See [`Run::open`] and [`Run::train`].
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let config = match &args.config {
+        Some(path) => RunConfig::read(path)?,
+        None => RunConfig::example(),
+    };
+    if args.print_config {
+        print!("{}", config.to_toml());
+        return Ok(());
+    }
+    let directory = args.output.as_deref().context("--output RUN_DIR is missing")?;
+    let mut run = Run::open(&config, directory, args.resume)?;
+    report_start(&config, &run);
+    let stop = stop_on_signal()?;
+    let bar = progress_bar(config.train.steps, "[{bar:30}] step {pos}/{len} {msg}, {eta} left");
+    bar.set_position(run.step());
+    bar.reset_eta();
+    let mut display = Display { bar, validation: None, plain: !std::io::IsTerminal::is_terminal(&std::io::stderr()) };
+    let outcome = run.train(&stop, &mut |progress| display.show(progress))?;
+    display.bar.finish_and_clear();
+    report_end(&run, outcome, directory);
+    Ok(())
+}
+
+fn report_start(config: &RunConfig, run: &Run) {
+    let tokens = config.train.steps * (config.train.batch * config.train.accumulate * config.model.context) as u64;
+    let kind = if config.fgram.is_some() { "SCONE" } else { "baseline" };
+    tracing::info!(
+        "{kind}: main model {} parameters, f-gram model {}; {} steps, {tokens} tokens of {} ({:.2} epochs)",
+        run.parameters().count("main"),
+        run.parameters().count("fgram"),
+        config.train.steps,
+        run.dataset().train().tokens,
+        tokens as f64 / run.dataset().train().tokens as f64
+    );
+    if run.step() > 0 {
+        tracing::info!("continuing after step {}", run.step());
+    }
+}
+
+fn report_end(run: &Run, outcome: Outcome, directory: &Path) {
+    let best = run.best().map_or_else(String::new, |(loss, step)| {
+        format!("; lowest validation loss {loss:.4} (perplexity {:.2}) after step {step}", loss.exp())
+    });
+    match outcome {
+        Outcome::Finished => println!("{}{best}", directory.join("model").display()),
+        Outcome::Stopped => {
+            println!("stopped after step {}{best}; --resume goes on", run.step());
+        }
+    }
+}
+
+/// Set by the first Ctrl-C or SIGTERM; a second one ends the program at once, as if it had no handler.
+fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            super::stop_signal().await;
+            flag.store(true, Ordering::Relaxed);
+            eprintln!("stopping after this step (once more: at once)");
+            super::stop_signal().await;
+            std::process::exit(130);
+        });
+    });
+    Ok(stop)
+}
+
+struct Display {
+    bar: ProgressBar,
+    validation: Option<f64>,
+    /// No terminal: a line at every validation instead of a bar.
+    plain: bool,
+}
+
+impl Display {
+    fn show(&mut self, progress: &Progress) {
+        self.validation = progress.validation_loss.or(self.validation);
+        let validation = self.validation.map_or_else(String::new, |loss| format!(", validation {loss:.4}"));
+        let message = format!(
+            "loss {:.4}{validation}, {:.0} tokens/s",
+            progress.loss.unwrap_or(f64::NAN),
+            progress.tokens_per_second
+        );
+        self.bar.set_position(progress.step);
+        if self.plain && progress.validation_loss.is_some() {
+            eprintln!("step {}/{}: {message}", progress.step, self.bar.length().unwrap_or(0));
+        }
+        self.bar.set_message(message);
+    }
+}

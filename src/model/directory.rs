@@ -1,0 +1,259 @@
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::{Config, FgramConfig, FgramModel, Fgrams, MainModel, Model, ModelError, Weights};
+use crate::table::{Identity, Table};
+use crate::tokenizer::Tokenizer;
+
+/// `scone.json`: what makes a model directory a SCONE model. A baseline has none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SconeConfig {
+    /// K: the longest f-gram.
+    pub max_n: usize,
+    /// The identity of the f-gram set that the model was trained with.
+    pub fgrams_sha256: String,
+    /// The table, relative to the directory.
+    pub table: PathBuf,
+    /// The baseline's directory, relative to this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<PathBuf>,
+}
+
+/// A model in Hugging Face's layout: `config.json`, `model.safetensors`, `tokenizer.json`, and for a SCONE model
+/// `scone.json`, the table and `fgram_model/`.
+pub struct ModelDirectory {
+    path: PathBuf,
+    config: Config,
+    scone: Option<SconeConfig>,
+    weights: Weights,
+    tokenizer: Tokenizer,
+}
+
+fn read(path: &Path) -> Result<String, ModelError> {
+    std::fs::read_to_string(path).map_err(ModelError::io(path))
+}
+
+impl ModelDirectory {
+    /// Reads configuration, tokenizer and weights.
+    ///
+    /// # Errors
+    /// Where a file is missing or wrong; the message names it.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let file = path.join("config.json");
+        if !file.exists() {
+            let why = "no model here: a model directory holds config.json, model.safetensors and tokenizer.json";
+            return Err(ModelError::config(path, why));
+        }
+        let config = Config::parse(&read(&file)?).map_err(|why| ModelError::config(&file, why))?;
+        let file = path.join("scone.json");
+        let scone = if file.exists() {
+            let parsed = serde_json::from_str(&read(&file)?);
+            Some(parsed.map_err(|e| ModelError::config(&file, e.to_string()))?)
+        } else {
+            None
+        };
+        let tokenizer = Tokenizer::from_file(&path.join("tokenizer.json"))?;
+        if tokenizer.vocab_size() > config.vocab_size {
+            let why = format!(
+                "\"vocab_size\": {} is less than the tokenizer's {}: they belong to different models",
+                config.vocab_size,
+                tokenizer.vocab_size()
+            );
+            return Err(ModelError::config(&path.join("config.json"), why));
+        }
+        let weights = Weights::open(&path.join("model.safetensors"))?;
+        Ok(Self { path: path.to_owned(), config, scone, weights, tokenizer })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The main model's shape.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What `scone.json` says; `None` for a baseline.
+    pub fn scone(&self) -> Option<&SconeConfig> {
+        self.scone.as_ref()
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The tokens that end a text: those of `generation_config.json`, else the tokenizer's own.
+    ///
+    /// # Errors
+    /// Where the file is there and wrong.
+    pub fn stop_tokens(&self) -> Result<Vec<u32>, ModelError> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Eos {
+            One(u32),
+            Many(Vec<u32>),
+        }
+        #[derive(Deserialize)]
+        struct Generation {
+            #[serde(default)]
+            eos_token_id: Option<Eos>,
+        }
+        let file = self.path.join("generation_config.json");
+        if file.exists() {
+            let parsed: Generation = serde_json::from_str(&read(&file)?)
+                .map_err(|e| ModelError::config(&file, format!("\"eos_token_id\" must be a token id or a list: {e}")))?;
+            match parsed.eos_token_id {
+                Some(Eos::One(token)) => return Ok(vec![token]),
+                Some(Eos::Many(tokens)) => return Ok(tokens),
+                None => {}
+            }
+        }
+        Ok(self.tokenizer.eos().into_iter().collect())
+    }
+
+    /// Gives up the tokenizer.
+    pub fn into_tokenizer(self) -> Tokenizer {
+        self.tokenizer
+    }
+
+    /// Where the table is, or will be.
+    pub fn table_path(&self) -> Option<PathBuf> {
+        self.scone.as_ref().map(|scone| self.path.join(&scone.table))
+    }
+
+    /// The main model, in f32.
+    ///
+    /// # Errors
+    /// Where a tensor is missing or has another shape than config.json says.
+    pub fn main_model(&self, device: &Device) -> Result<MainModel, ModelError> {
+        MainModel::new(&self.config, &mut |name, shape| self.weights.get(name, shape, device))
+    }
+
+    /// `T`, in f32.
+    ///
+    /// # Errors
+    /// Where it is missing.
+    pub fn token_embedding(&self, device: &Device) -> Result<Tensor, ModelError> {
+        let shape = [self.config.vocab_size, self.config.hidden_size];
+        self.weights.get("model.embed_tokens.weight", &shape, device)
+    }
+
+    /// The f-gram model in `fgram_model/`, in f32.
+    ///
+    /// # Errors
+    /// Where there is none, or it is not of the main model's width.
+    pub fn fgram_model(&self, device: &Device) -> Result<FgramModel, ModelError> {
+        let (config, weights) = self.fgram_files()?;
+        FgramModel::new(&config, &mut |name, shape| weights.get(name, shape, device))
+    }
+
+    fn fgram_files(&self) -> Result<(FgramConfig, Weights), ModelError> {
+        let directory = self.path.join("fgram_model");
+        let file = directory.join("config.json");
+        if !file.exists() {
+            return Err(ModelError::NoFgramModel(self.path.clone()));
+        }
+        let text = read(&file)?;
+        let decoder = Config::parse(&text).map_err(|why| ModelError::config(&file, why))?;
+        let config: FgramConfig =
+            serde_json::from_str(&text).map_err(|e| ModelError::config(&file, e.to_string()))?;
+        if decoder.hidden_size != self.config.hidden_size {
+            let why = format!("its width {} is not the main model's {}", decoder.hidden_size, self.config.hidden_size);
+            return Err(ModelError::config(&file, why));
+        }
+        Ok((config, Weights::open(&directory.join("model.safetensors"))?))
+    }
+
+    /// The identity that a table of this model must have; `fgrams` is that of the set.
+    ///
+    /// # Errors
+    /// Where there is no f-gram model.
+    pub fn identity(&self, fgrams: String) -> Result<Identity, ModelError> {
+        let (config, weights) = self.fgram_files()?;
+        let c = &config.decoder;
+        let shape = format!(
+            "scone f-gram model 1: {} {} {} {} {} {} {} {} {}\0",
+            c.hidden_size,
+            c.intermediate_size,
+            c.num_hidden_layers,
+            c.num_attention_heads,
+            c.kv_heads(),
+            c.head(),
+            c.rms_norm_eps,
+            c.rope_theta,
+            config.residual_output
+        );
+        Ok(Identity {
+            tokenizer: self.tokenizer.sha256().to_owned(),
+            token_embedding: self.weights.tensor_sha256("model.embed_tokens.weight")?,
+            fgram_model: weights.sha256(&shape)?,
+            fgrams,
+        })
+    }
+
+    /// Opens a table and refuses it unless it was made for this model. Where `fgram_model/` was left out, as serving
+    /// allows, everything but the f-gram model is compared.
+    ///
+    /// # Errors
+    /// Where it is damaged, or belongs to another tokenizer, token embedding, f-gram model or f-gram set.
+    pub fn open_table(&self, path: &Path) -> Result<Table, ModelError> {
+        let table = Table::open(path)?;
+        let Some(scone) = &self.scone else {
+            let why = "a baseline takes no table: it has no scone.json";
+            return Err(ModelError::config(&self.path, why));
+        };
+        let expected = match self.identity(scone.fgrams_sha256.clone()) {
+            Ok(identity) => identity,
+            Err(ModelError::NoFgramModel(_)) => Identity {
+                tokenizer: self.tokenizer.sha256().to_owned(),
+                token_embedding: self.weights.tensor_sha256("model.embed_tokens.weight")?,
+                fgram_model: table.identity().fgram_model.clone(),
+                fgrams: scone.fgrams_sha256.clone(),
+            },
+            Err(other) => return Err(other),
+        };
+        let mut differs = expected.differences(table.identity());
+        if table.dim() != self.config.hidden_size {
+            differs.push("width");
+        }
+        if differs.is_empty() {
+            return Ok(table);
+        }
+        Err(ModelError::TableMismatch {
+            table: path.to_owned(),
+            model: self.path.clone(),
+            differs: differs.join(", "),
+        })
+    }
+
+    /// The model, ready to serve `slots` sequences, with its own table or the one given. A baseline has none.
+    ///
+    /// # Errors
+    /// Where a file is missing, wrong or does not fit.
+    pub fn load(&self, table: Option<&Path>, slots: usize, device: &Device) -> Result<Model, ModelError> {
+        let fgrams = match table.map(Path::to_owned).or_else(|| self.table_path()) {
+            Some(path) => Fgrams::Table(Arc::new(self.open_table(&path)?)),
+            None => Fgrams::None,
+        };
+        Model::new(self.config.clone(), self.main_model(device)?, fgrams, slots)
+    }
+
+    /// The model with the f-grams' embeddings computed on the spot instead of read from the table.
+    ///
+    /// # Errors
+    /// As [`ModelDirectory::load`], and where there is no f-gram model.
+    pub fn load_without_rows(&self, table: Option<&Path>, device: &Device) -> Result<Model, ModelError> {
+        let Some(path) = table.map(Path::to_owned).or_else(|| self.table_path()) else {
+            return Err(ModelError::config(&self.path, "a baseline has no f-grams to embed"));
+        };
+        let table = Arc::new(self.open_table(&path)?);
+        let fgrams = Fgrams::Model(table, self.fgram_model(device)?);
+        Model::new(self.config.clone(), self.main_model(device)?, fgrams, 0)
+    }
+}

@@ -1,0 +1,109 @@
+//! The one place where the table meets the model: token ids become input embeddings.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+
+use super::ops::{overwrite_rows, take_rows};
+use super::{FgramModel, Grams, ModelError, Piece};
+use crate::table::Table;
+
+/// Where the embeddings of f-grams come from.
+pub enum Fgrams {
+    /// Nowhere: a baseline.
+    None,
+    /// From the table, as in serving.
+    Table(Arc<Table>),
+    /// From the f-gram model on the spot; the table only says what is an f-gram. For checking the table.
+    Model(Arc<Table>, FgramModel),
+}
+
+/// The input embedding: `T`, and the embeddings of f-grams that replace its rows.
+pub struct Embedding {
+    tokens: Tensor,
+    fgrams: Fgrams,
+}
+
+impl Embedding {
+    /// `tokens` is `T` `[vocabulary, d]`.
+    pub fn new(tokens: Tensor, fgrams: Fgrams) -> Self {
+        Self { tokens, fgrams }
+    }
+
+    /// `T`.
+    pub fn tokens(&self) -> &Tensor {
+        &self.tokens
+    }
+
+    /// The table, where there is one.
+    pub fn table(&self) -> Option<&Arc<Table>> {
+        match &self.fgrams {
+            Fgrams::None => None,
+            Fgrams::Table(table) | Fgrams::Model(table, _) => Some(table),
+        }
+    }
+
+    /// The input embeddings `[tokens, d]` of the new tokens of a ragged batch: `F(longest match)`, else `T(token)`.
+    ///
+    /// # Errors
+    /// Where a token is beyond the vocabulary, or the table is damaged.
+    pub fn embed(&self, pieces: &[Piece<'_>]) -> Result<Tensor, ModelError> {
+        let vocabulary = self.tokens.dim(0)?;
+        let ids: Vec<u32> = pieces.iter().flat_map(|piece| &piece.tokens[piece.past..]).copied().collect();
+        if let Some(&token) = ids.iter().find(|&&id| id as usize >= vocabulary) {
+            return Err(ModelError::Token { token, vocabulary });
+        }
+        let x = take_rows(&self.tokens, &Arc::new(ids))?;
+        let Some(table) = self.table() else { return Ok(x) };
+        let (at, ranks) = matches(table, pieces);
+        if ranks.is_empty() {
+            return Ok(x);
+        }
+        let mut staging = vec![0f32; ranks.len() * table.dim()];
+        match &self.fgrams {
+            Fgrams::Model(_, model) => {
+                staging.copy_from_slice(&rows_of(table.index(), model, &self.tokens, &ranks)?);
+            }
+            _ => table.gather(&ranks, &mut staging)?,
+        }
+        overwrite_rows(&x, &at, &staging)?;
+        Ok(x)
+    }
+}
+
+/// Which of the batch's new tokens end an f-gram, and its rank.
+fn matches(table: &Table, pieces: &[Piece<'_>]) -> (Vec<u32>, Vec<u32>) {
+    let index = table.index();
+    let (mut at, mut ranks) = (Vec::new(), Vec::new());
+    let mut row = 0;
+    for piece in pieces {
+        for found in index.matches(piece.tokens, piece.past) {
+            if let Some(found) = found {
+                at.push(row);
+                ranks.push(found.rank);
+            }
+            row += 1;
+        }
+    }
+    (at, ranks)
+}
+
+/// The rows of `ranks` as the f-gram model makes them, packed: what a table stores.
+///
+/// # Errors
+/// Where a rank is not in the index or a token is beyond `T`.
+pub fn rows_of(
+    index: crate::fgram::Index<'_>,
+    model: &FgramModel,
+    token_embedding: &Tensor,
+    ranks: &[u32],
+) -> Result<Vec<f32>, ModelError> {
+    let mut grams = Grams::default();
+    for &rank in ranks {
+        let gram = index.tokens(rank);
+        let gram = gram.ok_or_else(|| candle_core::Error::Msg(format!("the index has no f-gram {rank}")))?;
+        grams.push(&gram);
+    }
+    let rows = model.embed(token_embedding, &grams)?;
+    Ok(rows.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?)
+}

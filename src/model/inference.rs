@@ -1,0 +1,127 @@
+use candle_core::{Device, Tensor};
+use std::sync::Arc;
+
+use super::decoder::GetParameter;
+use super::ops::{CachedPiece, linear, take_rows};
+use super::{Attend, Config, Decoder, Embedding, Fgrams, KvCache, ModelError, Piece, Wanted};
+
+/// The main model without its input embedding: decoder and head.
+pub struct MainModel {
+    /// The blocks.
+    pub decoder: Decoder,
+    /// `T` `[vocabulary, d]`.
+    pub token_embedding: Tensor,
+    /// The output head `[vocabulary, d]`: `T` itself where they are tied.
+    pub head: Tensor,
+}
+
+impl MainModel {
+    /// Builds it from parameters of Hugging Face's names.
+    ///
+    /// # Errors
+    /// Those of `get`.
+    pub fn new(config: &Config, get: &mut GetParameter<'_>) -> Result<Self, ModelError> {
+        let shape = [config.vocab_size, config.hidden_size];
+        let token_embedding = get("model.embed_tokens.weight", &shape)?;
+        let decoder = Decoder::new(config, get)?;
+        let head =
+            if config.tie_word_embeddings { token_embedding.clone() } else { get("lm_head.weight", &shape)? };
+        Ok(Self { decoder, token_embedding, head })
+    }
+}
+
+/// A model that serves: embedding, decoder, head, and the KV cache of its sequences.
+pub struct Model {
+    config: Config,
+    main: MainModel,
+    embedding: Embedding,
+    cache: Option<KvCache>,
+    device: Device,
+}
+
+impl Model {
+    /// Puts a model together. `slots` sequences can be served at a time; with none, only [`Model::score`] works.
+    ///
+    /// # Errors
+    /// Where the device has not enough memory.
+    pub fn new(config: Config, main: MainModel, fgrams: Fgrams, slots: usize) -> Result<Self, ModelError> {
+        let device = main.head.device().clone();
+        let context = config.max_position_embeddings;
+        let cache = if slots > 0 { Some(KvCache::new(&config, slots, context, &device)?) } else { None };
+        let embedding = Embedding::new(main.token_embedding.clone(), fgrams);
+        Ok(Self { config, main, embedding, cache, device })
+    }
+
+    /// Its shape.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Its input embedding.
+    pub fn embedding(&self) -> &Embedding {
+        &self.embedding
+    }
+
+    /// Its KV cache.
+    pub fn cache(&self) -> Option<&KvCache> {
+        self.cache.as_ref()
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Bytes of the weights as they are held.
+    pub fn weight_bytes(&self) -> usize {
+        self.config.parameters() * size_of::<f32>()
+    }
+
+    /// One step over a ragged batch: writes the new tokens' keys and values and returns the wanted logits
+    /// `[wanted, vocabulary]`, in the order of the pieces and their tokens.
+    ///
+    /// # Errors
+    /// Where a token is beyond the vocabulary or a piece beyond the cache.
+    pub fn forward(&mut self, pieces: &[Piece<'_>]) -> Result<Tensor, ModelError> {
+        let Some(cache) = &self.cache else {
+            return Err(candle_core::Error::Msg("the model was loaded without a KV cache".into()).into());
+        };
+        let cached: Vec<CachedPiece> = pieces
+            .iter()
+            .map(|p| CachedPiece { slot: p.slot, past: p.past, new: p.new_tokens() })
+            .collect();
+        let x = self.embedding.embed(pieces)?;
+        let h = self.main.decoder.forward(&x, &Attend::Cached { cache, pieces: &cached })?;
+        let mut wanted = Vec::new();
+        let mut at = 0u32;
+        for (piece, cached) in pieces.iter().zip(&cached) {
+            let end = at + cached.new as u32;
+            match piece.wanted {
+                Wanted::None => {}
+                Wanted::Last => wanted.extend(end.checked_sub(1)),
+                Wanted::All => wanted.extend(at..end),
+            }
+            at = end;
+        }
+        if wanted.is_empty() {
+            return Ok(Tensor::zeros((0, self.config.vocab_size), candle_core::DType::F32, &self.device)?);
+        }
+        let h = if wanted.len() == at as usize { h } else { take_rows(&h, &Arc::new(wanted))? };
+        Ok(linear(&self.main.decoder.norm(&h)?, &self.main.head)?)
+    }
+
+    /// The logits `[tokens, vocabulary]` of whole sequences, without the cache.
+    ///
+    /// # Errors
+    /// Where a token is beyond the vocabulary or a sequence beyond the context.
+    pub fn score(&self, sequences: &[&[u32]]) -> Result<Tensor, ModelError> {
+        let pieces: Vec<Piece<'_>> = sequences
+            .iter()
+            .map(|tokens| Piece { slot: 0, tokens, past: 0, wanted: Wanted::All })
+            .collect();
+        let lengths = sequences.iter().map(|tokens| tokens.len()).collect();
+        let x = self.embedding.embed(&pieces)?;
+        let h = self.main.decoder.forward(&x, &Attend::Whole(Arc::new(lengths)))?;
+        Ok(linear(&self.main.decoder.norm(&h)?, &self.main.head)?)
+    }
+}

@@ -1,0 +1,335 @@
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::gemm::{Into, Matrix, gemm};
+use super::simd::{axpy, dot, softmax, sum2, vectorized};
+use super::slices::{contiguous, elements, output};
+
+/// Query rows of a block: scores are made block by block, so that what lies above the diagonal is never computed.
+const BLOCK: usize = 64;
+/// Sequences up to this length are done row by row: a matrix product's overhead would outweigh it.
+const SHORT: usize = 16;
+/// Rows a task handles at least, so that thousands of f-grams do not become thousands of tasks.
+const TASK_ROWS: usize = 128;
+
+/// Causal attention inside each sequence of a ragged batch, without a cache: `q` is `[tokens, heads * head]`, `k` and
+/// `v` `[tokens, kv_heads * head]`; sequence after sequence, of the given lengths. Query head h reads the key and value
+/// head `h / (heads / kv_heads)` (Ainslie et al., arXiv 2305.13245).
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &Arc<Vec<usize>>, head: usize) -> Result<Tensor> {
+    q.apply_op3(k, v, Attention { lengths: lengths.clone(), head })
+}
+
+struct Attention {
+    lengths: Arc<Vec<usize>>,
+    head: usize,
+}
+
+/// The widths of the operands.
+#[derive(Clone, Copy)]
+struct Dims {
+    head: usize,
+    /// heads * head
+    q: usize,
+    /// kv_heads * head
+    kv: usize,
+    scale: f32,
+}
+
+impl Dims {
+    fn heads(self) -> usize {
+        self.q / self.head
+    }
+
+    /// Where the key and value head of query head `h` begins in a row.
+    fn kv_at(self, h: usize) -> usize {
+        h / (self.q / self.kv) * self.head
+    }
+}
+
+impl Attention {
+    fn dims(&self, q: &Shape, k: &Shape, v: &Shape) -> Result<Dims> {
+        let ((tokens, q), (k_tokens, kv)) = (q.dims2()?, k.dims2()?);
+        let sum: usize = self.lengths.iter().sum();
+        if k.dims() != v.dims() || k_tokens != tokens || sum != tokens || kv == 0 || q % kv != 0 || kv % self.head != 0 {
+            bail!("attention: q {q} and k {k:?}, v {v:?} over {sum} tokens with heads of {} do not fit", self.head);
+        }
+        Ok(Dims { head: self.head, q, kv, scale: 1.0 / (self.head as f32).sqrt() })
+    }
+
+    /// The sequences, grouped into tasks of neighbours: the lengths and the rows of each task.
+    fn tasks(&self) -> Vec<(&[usize], usize)> {
+        let mut tasks = Vec::new();
+        let (mut from, mut rows) = (0, 0);
+        for (i, &length) in self.lengths.iter().enumerate() {
+            rows += length;
+            if rows >= TASK_ROWS || i + 1 == self.lengths.len() {
+                tasks.push((&self.lengths[from..=i], rows));
+                (from, rows) = (i + 1, 0);
+            }
+        }
+        tasks
+    }
+}
+
+/// Splits a buffer of rows of `width` by tasks.
+fn split_mut<'a>(mut data: &'a mut [f32], tasks: &[(&[usize], usize)], width: usize) -> Vec<&'a mut [f32]> {
+    let mut parts = Vec::with_capacity(tasks.len());
+    for &(_, rows) in tasks {
+        let (part, rest) = data.split_at_mut(rows * width);
+        parts.push(part);
+        data = rest;
+    }
+    parts
+}
+
+fn split<'a>(mut data: &'a [f32], tasks: &[(&[usize], usize)], width: usize) -> Vec<&'a [f32]> {
+    let mut parts = Vec::with_capacity(tasks.len());
+    for &(_, rows) in tasks {
+        let (part, rest) = data.split_at(rows * width);
+        parts.push(part);
+        data = rest;
+    }
+    parts
+}
+
+impl CustomOp3 for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let dims = self.dims(l1.shape(), l2.shape(), l3.shape())?;
+        let (q, k, v) = (contiguous(s1, l1)?, contiguous(s2, l2)?, contiguous(s3, l3)?);
+        let tasks = self.tasks();
+        let mut out = vec![0f32; q.len()];
+        let inputs = split(q, &tasks, dims.q).into_iter().zip(split(k, &tasks, dims.kv)).zip(split(v, &tasks, dims.kv));
+        let work: Vec<_> = split_mut(&mut out, &tasks, dims.q).into_iter().zip(inputs).zip(&tasks).collect();
+        work.into_par_iter().for_each(|((out, ((q, k), v)), &(lengths, _))| {
+            let mut scratch = Vec::new();
+            let mut at = 0;
+            for &n in lengths {
+                let (rows, kv_rows) = (at * dims.q..(at + n) * dims.q, at * dims.kv..(at + n) * dims.kv);
+                let sequence = Sequence { n, dims, q: &q[rows.clone()], k: &k[kv_rows.clone()], v: &v[kv_rows] };
+                if n <= SHORT {
+                    vectorized(
+                        #[inline(always)]
+                        || sequence.forward_short(&mut out[rows]),
+                    );
+                } else {
+                    sequence.forward(&mut out[rows], &mut scratch);
+                }
+                at += n;
+            }
+        });
+        Ok(output(out, l1.shape()))
+    }
+
+    fn bwd(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        _out: &Tensor,
+        dout: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let dims = self.dims(q.shape(), k.shape(), v.shape())?;
+        let (q_e, k_e, v_e, do_e) = (elements(q)?, elements(k)?, elements(v)?, elements(dout)?);
+        let (qs, ks, vs, dos) = (q_e.read()?, k_e.read()?, v_e.read()?, do_e.read()?);
+        let tasks = self.tasks();
+        let (mut dq, mut dk, mut dv) = (vec![0f32; qs.len()], vec![0f32; ks.len()], vec![0f32; vs.len()]);
+        let gradients = split_mut(&mut dq, &tasks, dims.q)
+            .into_iter()
+            .zip(split_mut(&mut dk, &tasks, dims.kv))
+            .zip(split_mut(&mut dv, &tasks, dims.kv));
+        let inputs = split(&qs, &tasks, dims.q)
+            .into_iter()
+            .zip(split(&ks, &tasks, dims.kv))
+            .zip(split(&vs, &tasks, dims.kv))
+            .zip(split(&dos, &tasks, dims.q));
+        let work: Vec<_> = gradients.zip(inputs).zip(&tasks).collect();
+        work.into_par_iter().for_each(|((((dq, dk), dv), (((q, k), v), dout)), &(lengths, _))| {
+            let mut scratch = Vec::new();
+            let mut at = 0;
+            for &n in lengths {
+                let (rows, kv_rows) = (at * dims.q..(at + n) * dims.q, at * dims.kv..(at + n) * dims.kv);
+                let sequence =
+                    Sequence { n, dims, q: &q[rows.clone()], k: &k[kv_rows.clone()], v: &v[kv_rows.clone()] };
+                let gradient = Gradient {
+                    dout: &dout[rows.clone()],
+                    dq: &mut dq[rows],
+                    dk: &mut dk[kv_rows.clone()],
+                    dv: &mut dv[kv_rows],
+                };
+                if n <= SHORT {
+                    vectorized(
+                        #[inline(always)]
+                        || sequence.backward_short(gradient),
+                    );
+                } else {
+                    sequence.backward(gradient, &mut scratch);
+                }
+                at += n;
+            }
+        });
+        let device = q.device();
+        Ok((
+            Some(Tensor::from_vec(dq, q.shape(), device)?),
+            Some(Tensor::from_vec(dk, k.shape(), device)?),
+            Some(Tensor::from_vec(dv, v.shape(), device)?),
+        ))
+    }
+}
+
+/// One sequence: rows `0..n` of each operand.
+#[derive(Clone, Copy)]
+struct Sequence<'a> {
+    n: usize,
+    dims: Dims,
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+}
+
+/// What a sequence's backward pass reads and writes besides.
+struct Gradient<'a> {
+    dout: &'a [f32],
+    dq: &'a mut [f32],
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
+}
+
+impl Sequence<'_> {
+    #[inline(always)]
+    fn head<'a>(&self, data: &'a [f32], row: usize, width: usize, at: usize) -> &'a [f32] {
+        &data[row * width + at..][..self.dims.head]
+    }
+
+    /// The attention weights of one row, for a short sequence.
+    #[inline(always)]
+    fn weights(&self, row: usize, h: usize, weights: &mut [f32; SHORT]) {
+        let Dims { head, q: q_width, kv, scale, .. } = self.dims;
+        let q = self.head(self.q, row, q_width, h * head);
+        for j in 0..=row {
+            weights[j] = dot(q, self.head(self.k, j, kv, self.dims.kv_at(h))) * scale;
+        }
+        softmax(&mut weights[..=row]);
+    }
+
+    #[inline(always)]
+    fn forward_short(&self, out: &mut [f32]) {
+        let Dims { head, q: q_width, kv, .. } = self.dims;
+        let mut weights = [0f32; SHORT];
+        for h in 0..self.dims.heads() {
+            for row in 0..self.n {
+                self.weights(row, h, &mut weights);
+                let out = &mut out[row * q_width + h * head..][..head];
+                for (j, &weight) in weights[..=row].iter().enumerate() {
+                    axpy(out, weight, self.head(self.v, j, kv, self.dims.kv_at(h)));
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn backward_short(&self, g: Gradient<'_>) {
+        let Dims { head, q: q_width, kv, scale, .. } = self.dims;
+        let mut weights = [0f32; SHORT];
+        let mut dweights = [0f32; SHORT];
+        for h in 0..self.dims.heads() {
+            let (q_at, kv_at) = (h * head, self.dims.kv_at(h));
+            for row in 0..self.n {
+                self.weights(row, h, &mut weights);
+                let dout = self.head(g.dout, row, q_width, q_at);
+                for j in 0..=row {
+                    dweights[j] = dot(dout, self.head(self.v, j, kv, kv_at));
+                    axpy(&mut g.dv[j * kv + kv_at..][..head], weights[j], dout);
+                }
+                let mean = dot(&weights[..=row], &dweights[..=row]);
+                let q = self.head(self.q, row, q_width, q_at);
+                for j in 0..=row {
+                    let dscore = weights[j] * (dweights[j] - mean) * scale;
+                    axpy(&mut g.dq[row * q_width + q_at..][..head], dscore, self.head(self.k, j, kv, kv_at));
+                    axpy(&mut g.dk[j * kv + kv_at..][..head], dscore, q);
+                }
+            }
+        }
+    }
+
+    /// Rows `from..to` of the attention weights of head `h`, into `weights` `[to - from, to]`.
+    fn block(&self, from: usize, to: usize, h: usize, weights: &mut [f32]) {
+        let Dims { head, q: q_width, kv, scale, .. } = self.dims;
+        let rows = to - from;
+        let q = Matrix::new(&self.q[from * q_width + h * head..], rows, head, q_width);
+        let k = Matrix::new(&self.k[self.dims.kv_at(h)..], to, head, kv);
+        gemm(weights, to, Into::Replace, q, k.t(), scale, false);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (i, row) in weights[..rows * to].chunks_exact_mut(to).enumerate() {
+                    let (seen, unseen) = row.split_at_mut(from + i + 1);
+                    softmax(seen);
+                    unseen.fill(0.0);
+                }
+            },
+        );
+    }
+
+    fn forward(&self, out: &mut [f32], scratch: &mut Vec<f32>) {
+        let Dims { head, q: q_width, kv, .. } = self.dims;
+        scratch.resize(BLOCK * self.n, 0.0);
+        for h in 0..self.dims.heads() {
+            for from in (0..self.n).step_by(BLOCK) {
+                let to = (from + BLOCK).min(self.n);
+                self.block(from, to, h, scratch);
+                let weights = Matrix::new(scratch, to - from, to, to);
+                let v = Matrix::new(&self.v[self.dims.kv_at(h)..], to, head, kv);
+                gemm(&mut out[from * q_width + h * head..], q_width, Into::Replace, weights, v, 1.0, false);
+            }
+        }
+    }
+
+    fn backward(&self, g: Gradient<'_>, scratch: &mut Vec<f32>) {
+        let Dims { head, q: q_width, kv, scale, .. } = self.dims;
+        scratch.resize(2 * BLOCK * self.n, 0.0);
+        let (weights, dweights) = scratch.split_at_mut(BLOCK * self.n);
+        for h in 0..self.dims.heads() {
+            let (q_at, kv_at) = (h * head, self.dims.kv_at(h));
+            for from in (0..self.n).step_by(BLOCK) {
+                let to = (from + BLOCK).min(self.n);
+                let rows = to - from;
+                self.block(from, to, h, weights);
+                let dout = Matrix::new(&g.dout[from * q_width + q_at..], rows, head, q_width);
+                let v = Matrix::new(&self.v[kv_at..], to, head, kv);
+                gemm(dweights, to, Into::Replace, dout, v.t(), 1.0, false);
+                let p = Matrix::new(weights, rows, to, to);
+                gemm(&mut g.dv[kv_at..], kv, Into::Add, p.t(), dout, 1.0, false);
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (p, dp) in weights.chunks_exact(to).zip(dweights.chunks_exact_mut(to)).take(rows) {
+                            let mean = sum2(p, dp, |p, dp| p * dp);
+                            for (&p, dp) in p.iter().zip(dp) {
+                                *dp = p * (*dp - mean);
+                            }
+                        }
+                    },
+                );
+                let ds = Matrix::new(dweights, rows, to, to);
+                let k = Matrix::new(&self.k[kv_at..], to, head, kv);
+                gemm(&mut g.dq[from * q_width + q_at..], q_width, Into::Replace, ds, k, scale, false);
+                let q = Matrix::new(&self.q[from * q_width + q_at..], rows, head, q_width);
+                gemm(&mut g.dk[kv_at..], kv, Into::Add, ds.t(), q, scale, false);
+            }
+        }
+    }
+}

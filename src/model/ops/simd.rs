@@ -1,0 +1,105 @@
+//! Elementwise work that the compiler vectorises for the CPU found at run time.
+
+use pulp::Arch;
+
+/// Runs `work` compiled for the widest SIMD of this CPU. What it calls must be `#[inline(always)]`.
+#[inline]
+pub(super) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
+    Arch::new().dispatch(work)
+}
+
+/// e^x to about one unit in the last place, without branches: the range is reduced by powers of two (Cody and Waite),
+/// the rest is a Taylor polynomial on |r| <= ln(2) / 2. Below -87 it is 0 within 1e-38, above 88 it stays finite.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * 0.693_359_375 + n * 2.121_944_4e-4;
+    let mut p = 1.0 / 5040.0;
+    p = p * r + 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = p * r + 1.0;
+    p = p * r + 1.0;
+    f32::from_bits(p.to_bits().wrapping_add(shifted.to_bits() << 23))
+}
+
+/// How many partial sums a reduction keeps: the order of a sum is fixed by it, not by the CPU.
+const LANES: usize = 16;
+
+/// The sum of `f(x[i], y[i])`.
+#[inline(always)]
+pub(super) fn sum2(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let rest: f32 = xs.remainder().iter().zip(ys.remainder()).map(|(&x, &y)| f(x, y)).sum();
+    for (x, y) in xs.zip(ys) {
+        for lane in 0..LANES {
+            lanes[lane] += f(x[lane], y[lane]);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The inner product.
+#[inline(always)]
+pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    sum2(x, y, |x, y| x * y)
+}
+
+/// The largest element; minus infinity of none.
+#[inline(always)]
+pub(super) fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = if chunk[lane] > lanes[lane] { chunk[lane] } else { lanes[lane] };
+        }
+    }
+    lanes.iter().copied().fold(rest, f32::max)
+}
+
+/// Replaces `x` by `exp(x - max)` and returns the maximum and the sum of the results.
+#[inline(always)]
+pub(super) fn exp_shifted(x: &mut [f32]) -> (f32, f32) {
+    let max = max(x);
+    let mut lanes = [0f32; LANES];
+    let mut chunks = x.chunks_exact_mut(LANES);
+    for chunk in &mut chunks {
+        for lane in 0..LANES {
+            chunk[lane] = exp(chunk[lane] - max);
+            lanes[lane] += chunk[lane];
+        }
+    }
+    let mut rest = 0.0;
+    for x in chunks.into_remainder() {
+        *x = exp(*x - max);
+        rest += *x;
+    }
+    (max, lanes.iter().sum::<f32>() + rest)
+}
+
+/// The softmax, in place.
+#[inline(always)]
+pub(super) fn softmax(x: &mut [f32]) {
+    let (_, sum) = exp_shifted(x);
+    let scale = 1.0 / sum;
+    for x in x {
+        *x *= scale;
+    }
+}
+
+/// `y += a * x`.
+#[inline(always)]
+pub(super) fn axpy(y: &mut [f32], a: f32, x: &[f32]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y += a * x;
+    }
+}

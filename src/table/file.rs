@@ -1,0 +1,92 @@
+//! Files that are there whole or not at all.
+
+use std::fs::{File, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use super::TableError;
+
+/// A file that is written beside its final name and gets that name only when it is complete. Dropped before, it is
+/// removed.
+pub(super) struct NewFile {
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
+impl NewFile {
+    pub(super) fn create(path: &Path) -> Result<Self, TableError> {
+        // A rename onto a directory would fail only at the end of a long computation.
+        if path.is_dir() {
+            return Err(TableError::io("write", path)(io::ErrorKind::IsADirectory.into()));
+        }
+        let mut prefix = path.file_name().unwrap_or_default().to_owned();
+        prefix.push(".");
+        // tempfile would allow the owner only; this leaves it to the umask, as for any other file.
+        let file = tempfile::Builder::new()
+            .prefix(&prefix)
+            .suffix(".partial")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(directory(path))
+            .map_err(TableError::io("create", path))?;
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// The final name.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the contents durable, then the name.
+    pub(super) fn commit(self) -> Result<(), TableError> {
+        let Self { file, path } = self;
+        file.as_file().sync_all().map_err(TableError::io("write", &path))?;
+        file.persist(&path).map_err(|e| TableError::io("rename to", &path)(e.error))?;
+        File::open(directory(&path))
+            .and_then(|directory| directory.sync_all())
+            .map_err(TableError::io("sync the directory of", &path))
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.as_file_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.as_file_mut().flush()
+    }
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn may_be_read_by_whom_other_new_files_may() {
+        let directory = tempfile::tempdir().unwrap();
+        let (ours, other) = (directory.path().join("ours"), directory.path().join("other"));
+        let mut file = NewFile::create(&ours).unwrap();
+        file.write_all(b"rows").unwrap();
+        assert!(!ours.exists());
+        file.commit().unwrap();
+        fs::write(&other, b"rows").unwrap();
+        assert_eq!(fs::read(&ours).unwrap(), b"rows");
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&ours), mode(&other));
+    }
+
+    #[test]
+    fn a_bare_name_is_in_the_current_directory() {
+        assert_eq!(directory(Path::new("table")), Path::new("."));
+        assert_eq!(directory(Path::new("a/table")), Path::new("a"));
+    }
+}

@@ -1,0 +1,375 @@
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use bytemuck::Pod;
+use memmap2::{Advice, Mmap};
+
+use super::format::{self, Dimensions, Layout};
+use super::header;
+use super::{Identity, RowType, TableError};
+use crate::fgram::{Index, Key, Policy};
+
+/// A table, mapped.
+///
+/// Its pages are shared by all processes that map the file, and read from the disk when first touched. The file is
+/// not trusted: whatever its bytes, nothing here panics or reads outside it. It must not be written or cut while it is
+/// mapped; [`TableWriter`](super::TableWriter) replaces a table by renaming, which leaves the old one to its readers.
+#[derive(Debug)]
+pub struct Table {
+    path: PathBuf,
+    map: Mmap,
+    /// Where `rows` starts in the file.
+    start: usize,
+    dimensions: Dimensions,
+    layout: Layout,
+    policy: Policy,
+    identity: Identity,
+}
+
+impl Table {
+    /// Maps a table and checks its header and its length, in a time that does not depend on its size.
+    ///
+    /// # Errors
+    /// If the file cannot be opened, is no table or one of another version, or if its header is wrong in any way.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, TableError> {
+        let path = path.as_ref();
+        let map = map(path)?;
+        let not_a_table = |why| TableError::NotATable { path: path.to_owned(), why };
+        let wrong = |why| TableError::Header { path: path.to_owned(), why };
+        let header = header::parse(&map).map_err(not_a_table)?;
+        if header.metadata.get("format").is_none_or(|name| name != format::FORMAT) {
+            return Err(not_a_table("it is a safetensors file with other contents".to_owned()));
+        }
+        let version = header.metadata.get("version").map_or("?", String::as_str);
+        if version != format::VERSION {
+            return Err(TableError::Version { path: path.to_owned(), version: version.to_owned() });
+        }
+        let (dimensions, policy, identity) = format::parse(&header).map_err(wrong)?;
+        let layout = Layout::new(dimensions);
+        if let Some(mismatch) = layout.mismatch(&header) {
+            return Err(wrong(mismatch));
+        }
+        let expected = header.len + layout.checksums.end;
+        if map.len() != expected {
+            let (expected, actual) = (expected as u64, map.len() as u64);
+            return Err(TableError::Length { path: path.to_owned(), expected, actual });
+        }
+        let table =
+            Self { path: path.to_owned(), map, start: header.len, dimensions, layout, policy, identity };
+        // Rows are read in no order: reading ahead would fetch many times the bytes that are needed.
+        table.advise_rows(Advice::Random);
+        Ok(table)
+    }
+
+    /// N, the number of rows; at least 1.
+    #[allow(clippy::len_without_is_empty)] // It never is.
+    pub fn len(&self) -> usize {
+        self.dimensions.rows
+    }
+
+    /// d, the numbers in a row.
+    pub fn dim(&self) -> usize {
+        self.dimensions.dim
+    }
+
+    /// How rows are stored.
+    pub fn row_type(&self) -> RowType {
+        self.dimensions.row_type
+    }
+
+    /// What the table was made of.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// What may be an f-gram, in this table.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The size of the file in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// Finds f-grams; the ranks it gives are this table's rows.
+    pub fn index(&self) -> Index<'_> {
+        Index::new(self.keys(), self.view(&self.layout.slots), self.policy.max_n)
+    }
+
+    /// How often the f-gram of this rank occurs in the corpus that was mined; 0 if there is no such rank (or if the
+    /// counts are damaged).
+    pub fn count(&self, rank: u32) -> u64 {
+        if rank as usize >= self.len() {
+            return 0;
+        }
+        let run = self.count_starts().partition_point(|&start| start <= rank);
+        run.checked_sub(1).and_then(|run| self.count_values().get(run)).copied().unwrap_or(0)
+    }
+
+    /// The length in tokens of the f-gram of this rank; `None` if there is no such rank or the keys are damaged.
+    pub fn length(&self, rank: u32) -> Option<u8> {
+        let mut key = self.keys().get(rank as usize)?;
+        for n in 2..=self.policy.max_n as u8 {
+            let Some(parent) = key.parent_rank() else { return Some(n) };
+            key = self.keys().get(parent as usize)?;
+        }
+        None
+    }
+
+    /// A row as it lies in the file.
+    pub fn row_bytes(&self, rank: u32) -> Option<&[u8]> {
+        let len = self.row_type().bytes_per_row(self.dim());
+        self.view(&self.layout.rows).chunks_exact(len).nth(rank as usize)
+    }
+
+    /// A row's numbers.
+    ///
+    /// # Errors
+    /// If there is no such row.
+    pub fn row(&self, rank: u32) -> Result<Vec<f32>, TableError> {
+        let mut row = vec![0.0; self.dim()];
+        self.gather(&[rank], &mut row)?;
+        Ok(row)
+    }
+
+    /// The numbers of the rows of `ranks`, one after the other, into `out`.
+    ///
+    /// # Errors
+    /// If there is no row of some rank, or if `out` is not `ranks.len() * dim` long.
+    pub fn gather(&self, ranks: &[u32], out: &mut [f32]) -> Result<(), TableError> {
+        let Dimensions { row_type, rows, dim, .. } = self.dimensions;
+        if out.len() != ranks.len() * dim {
+            return Err(TableError::Shape { values: out.len(), rows: ranks.len(), dim });
+        }
+        let scales: &[f32] = self.view(&self.layout.scales);
+        for (&rank, out) in ranks.iter().zip(out.chunks_exact_mut(dim)) {
+            let Some(bytes) = self.row_bytes(rank) else {
+                return Err(TableError::NoSuchRow { path: self.path.clone(), rank, rows });
+            };
+            row_type.decode(bytes, scales.get(rank as usize).copied().unwrap_or(1.0), out);
+        }
+        Ok(())
+    }
+
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The bytes before `rows`.
+    pub(super) fn header(&self) -> &[u8] {
+        &self.map[..self.start]
+    }
+
+    /// The bytes from the start of `rows` on, which the ranges of the layout count from.
+    pub(super) fn data(&self) -> &[u8] {
+        &self.map[self.start..]
+    }
+
+    pub(super) fn keys(&self) -> &[Key] {
+        self.view(&self.layout.keys)
+    }
+
+    pub(super) fn scales(&self) -> &[f32] {
+        self.view(&self.layout.scales)
+    }
+
+    pub(super) fn count_values(&self) -> &[u64] {
+        self.view(&self.layout.count_values)
+    }
+
+    pub(super) fn count_starts(&self) -> &[u32] {
+        self.view(&self.layout.count_starts)
+    }
+
+    pub(super) fn checksums(&self) -> &[u32] {
+        self.view(&self.layout.checksums)
+    }
+
+    /// Tells the system in what order rows are about to be read. It is a hint: that it fails does no harm.
+    pub(super) fn advise_rows(&self, advice: Advice) {
+        let _ = self.map.advise_range(advice, self.start, self.layout.rows.len());
+    }
+
+    /// A tensor. `open` has checked that it lies in the file, and by the layout it is aligned to its elements.
+    fn view<T: Pod>(&self, range: &Range<usize>) -> &[T] {
+        bytemuck::cast_slice(&self.data()[range.clone()])
+    }
+}
+
+fn map(path: &Path) -> Result<Mmap, TableError> {
+    // Asked before opening, which would wait for ever on a pipe.
+    if !fs::metadata(path).map_err(TableError::io("open", path))?.is_file() {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+        return Err(TableError::io("open", path)(error));
+    }
+    let file = File::open(path).map_err(TableError::io("open", path))?;
+    // SAFETY: the mapping is read-only, and all that is made of it are numbers for which every bit pattern is valid.
+    // No file of ours is changed after it has its name; that nobody else changes it is asked for in the docs of `Table`.
+    unsafe { Mmap::map(&file) }.map_err(TableError::io("map", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+
+    use proptest::prelude::*;
+
+    use super::super::{ExportType, Format, describe, export, testing, verify};
+    use super::*;
+
+    #[test]
+    fn gathers_rows_in_the_order_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("table.safetensors");
+        for row_type in [RowType::F32, RowType::F16, RowType::Bf16, RowType::Int8] {
+            let set = testing::set(300, 2);
+            testing::write(&path, row_type, 9, &set);
+            let table = Table::open(&path).unwrap();
+            let ranks = [299, 0, 17, 17, 128];
+            let mut out = vec![f32::NAN; ranks.len() * 9];
+            table.gather(&ranks, &mut out).unwrap();
+            let slow: Vec<f32> = ranks.iter().flat_map(|&rank| table.row(rank).unwrap()).collect();
+            assert_eq!(out, slow);
+            let error = table.gather(&[5, 300], &mut out[..18]).unwrap_err().to_string();
+            assert!(error.contains("no row 300") && error.contains("it has 300"), "{error}");
+            assert!(table.gather(&[5], &mut out).is_err());
+            assert_eq!((table.count(300), table.length(300), table.row_bytes(300)), (0, None, None));
+        }
+    }
+
+    #[test]
+    fn finds_what_the_set_finds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("table.safetensors");
+        let set = testing::set(800, 2);
+        testing::write(&path, RowType::F32, 1, &set);
+        let table = Table::open(&path).unwrap();
+        let text: Vec<u32> = (0..set.len() as u32).flat_map(|rank| set.tokens(rank).unwrap()).collect();
+        assert_eq!(table.index().matches(&text, 0), set.index().matches(&text, 0));
+    }
+
+    #[test]
+    fn any_truncation_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("table.safetensors");
+        testing::write(&path, RowType::Int8, 5, &testing::set(60, 2));
+        let len = fs::metadata(&path).unwrap().len();
+        let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(len + 1).unwrap();
+        assert!(matches!(Table::open(&path), Err(TableError::Length { .. })));
+        for len in (0..len).rev() {
+            file.set_len(len).unwrap();
+            let error = Table::open(&path).unwrap_err().to_string();
+            assert!(
+                error.contains("table.safetensors") && error.contains(&format!("{len} bytes")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("model.safetensors");
+        let refused = |words: &str| {
+            let error = Table::open(&path).unwrap_err().to_string();
+            assert!(
+                error.contains(words) && error.contains("model.safetensors"),
+                "wanted {words:?}: {error}"
+            );
+        };
+        refused("No such file");
+        fs::create_dir(&path).unwrap();
+        refused("not a regular file");
+        fs::remove_dir(&path).unwrap();
+        let weights =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![2], &[0; 8]).unwrap();
+        safetensors::serialize_to_file([("rows", weights)], None, &path).unwrap();
+        refused("a safetensors file with other contents");
+        fs::write(&path, "# A text\n").unwrap();
+        refused("is not a scone table");
+        testing::write(&path, RowType::F32, 2, &testing::set(20, 2));
+        let old = fs::read(&path).unwrap();
+        let replaced = |from: &str, to: &str| {
+            let mut file = old.clone();
+            let at = file.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+            file[at..at + from.len()].copy_from_slice(to.as_bytes());
+            fs::write(&path, file).unwrap();
+        };
+        replaced(r#""version":"1""#, r#""version":"2""#);
+        refused("a table of version 2");
+        replaced(r#""dim":"2""#, r#""dim":"3""#);
+        refused("tensor `rows` is F32 [20, 2]");
+        replaced(r#""max_n":"5""#, r#""max_n":"1""#);
+        refused("`max_n` is 1");
+        replaced(r#""special_tokens":"[0,2]""#, r#""special_tokens":"[2,0]""#);
+        refused("`special_tokens`");
+    }
+
+    /// A small table's bytes.
+    fn good() -> &'static [u8] {
+        static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
+        BYTES.get_or_init(|| {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("table.safetensors");
+            testing::write(&path, RowType::Int8, 3, &testing::set(80, 2));
+            fs::read(&path).unwrap()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        /// Whatever the bytes: an error or some answer, never a panic.
+        #[test]
+        fn damage_does_no_harm(
+            in_header in prop::collection::vec((8..1300_usize, prop::sample::select(b"0123456789,\":[]{} U".to_vec())), 0..3),
+            anywhere in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            // From where the index starts.
+            in_index in prop::collection::vec((8192..10_000_usize, any::<u8>()), 0..40),
+            cut in prop::option::weighted(0.1, any::<prop::sample::Index>()),
+            resealed in any::<bool>(),
+        ) {
+            let mut file = good().to_vec();
+            for (at, byte) in in_header.into_iter().chain(in_index) {
+                if let Some(old) = file.get_mut(at) { *old = byte }
+            }
+            for (at, byte) in anywhere {
+                *at.get_mut(&mut file) = byte;
+            }
+            file.truncate(cut.map_or(file.len(), |cut| cut.index(file.len())));
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("table.safetensors");
+            fs::write(&path, file).unwrap();
+            if resealed && Table::open(&path).is_ok() {
+                // With checksums that match, so that the checks behind them see the damage too.
+                testing::tamper(&path, |_, _| ());
+            }
+            if let Ok(table) = Table::open(&path) {
+                let _ = verify(&table, |_| ());
+                let _ = describe(&table).to_string();
+                let ranks: Vec<u32> = (0..table.len() as u32).collect();
+                let mut rows = vec![0.0; ranks.len() * table.dim()];
+                table.gather(&ranks, &mut rows).unwrap();
+                let text: Vec<u32> = (0..200).map(|i| (i * i) % 70).collect();
+                for found in table.index().matches(&text, 0).into_iter().flatten() {
+                    table.row(found.rank).unwrap();
+                }
+                for rank in ranks.into_iter().chain([u32::MAX, 81]) {
+                    let _ = (table.count(rank), table.length(rank), table.index().tokens(rank));
+                }
+                let exported = directory.path().join("export");
+                let _ = export(&table, &exported, Format::Safetensors, ExportType::F16);
+                let _ = export(&table, &exported, Format::Parquet, ExportType::F32);
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+use serde_json::{Value, json};
+
+use super::checkpoint::State;
+use super::{Parameters, RunConfig, TrainError};
+use crate::corpus::Dataset;
+use crate::fgram::FgramSet;
+use crate::model::{Config, SconeConfig, write_beside, write_weights};
+
+/// Writes the model directory that `scone` serves and Hugging Face's `transformers` opens: built beside its final name
+/// and renamed, in place of an older one.
+pub(super) fn write(
+    directory: &Path,
+    config: &RunConfig,
+    dataset: &Dataset,
+    set: Option<&FgramSet>,
+    parameters: &Parameters,
+    state: &State,
+) -> Result<(), TrainError> {
+    let beside = sibling(directory, "partial");
+    remove(&beside)?;
+    std::fs::create_dir_all(&beside).map_err(TrainError::io(&beside))?;
+    let dtype = match config.checkpoint.dtype.as_str() {
+        "f32" => DType::F32,
+        "bf16" => DType::BF16,
+        _ => DType::F16,
+    };
+    let tokenizer = dataset.tokenizer();
+    let main = config.model_config(tokenizer.vocab_size());
+    let eos = dataset.eos();
+    write_json(&beside.join("config.json"), &hugging_face(&main, eos, &config.checkpoint.dtype)?)?;
+    write_json(&beside.join("generation_config.json"), &json!({ "bos_token_id": eos, "eos_token_id": eos }))?;
+    let source = dataset.directory().join("tokenizer.json");
+    let text = std::fs::read(&source).map_err(TrainError::io(&source))?;
+    write_beside(&beside.join("tokenizer.json"), &text)?;
+    let eos_token = tokenizer.id_to_token(eos).unwrap_or_default();
+    let tokenizer_config = json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": eos_token,
+        "eos_token": eos_token,
+        "model_max_length": config.model.context,
+        "clean_up_tokenization_spaces": false,
+    });
+    write_json(&beside.join("tokenizer_config.json"), &tokenizer_config)?;
+    write_weights(&beside.join("model.safetensors"), &parameters.values("main"), dtype)?;
+    if let (Some(set), Some(fgram)) =
+        (set, config.fgram_config(tokenizer.vocab_size(), set.map_or(2, |set| set.policy().max_n)))
+    {
+        let fgram_directory = beside.join("fgram_model");
+        std::fs::create_dir_all(&fgram_directory).map_err(TrainError::io(&fgram_directory))?;
+        let mut value = hugging_face(&fgram.decoder, eos, &config.checkpoint.dtype)?;
+        value["residual_output"] = fgram.residual_output.into();
+        write_json(&fgram_directory.join("config.json"), &value)?;
+        write_weights(&fgram_directory.join("model.safetensors"), &parameters.values("fgram"), dtype)?;
+        let scone = SconeConfig {
+            max_n: set.policy().max_n,
+            fgrams_sha256: set.sha256(),
+            table: PathBuf::from("table.safetensors"),
+            baseline: None,
+        };
+        write_json(&beside.join("scone.json"), &serde_json::to_value(scone).map_err(json_error(directory))?)?;
+    }
+    write_beside(&beside.join("README.md"), card(config, dataset, state).as_bytes())?;
+    let old = sibling(directory, "old");
+    remove(&old)?;
+    if directory.exists() {
+        std::fs::rename(directory, &old).map_err(TrainError::io(directory))?;
+    }
+    std::fs::rename(&beside, directory).map_err(TrainError::io(directory))?;
+    remove(&old)
+}
+
+fn sibling(directory: &Path, suffix: &str) -> PathBuf {
+    let mut name = directory.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{suffix}"));
+    directory.with_file_name(name)
+}
+
+fn remove(directory: &Path) -> Result<(), TrainError> {
+    if directory.exists() { std::fs::remove_dir_all(directory).map_err(TrainError::io(directory)) } else { Ok(()) }
+}
+
+fn json_error(path: &Path) -> impl Fn(serde_json::Error) -> TrainError {
+    let path = path.to_owned();
+    move |e| TrainError::Config { path: path.clone(), why: e.to_string() }
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<(), TrainError> {
+    let mut text = serde_json::to_string_pretty(value).map_err(json_error(path))?;
+    text.push('\n');
+    Ok(write_beside(path, text.as_bytes())?)
+}
+
+/// A `config.json` with what `transformers` wants besides the shape.
+fn hugging_face(config: &Config, eos: u32, dtype: &str) -> Result<Value, TrainError> {
+    let mut value = serde_json::to_value(config).map_err(json_error(Path::new("config.json")))?;
+    let dtype = match dtype {
+        "f32" => "float32",
+        "bf16" => "bfloat16",
+        _ => "float16",
+    };
+    for (field, extra) in [
+        ("architectures", json!(["LlamaForCausalLM"])),
+        ("hidden_act", json!("silu")),
+        ("attention_bias", json!(false)),
+        ("mlp_bias", json!(false)),
+        ("bos_token_id", json!(eos)),
+        ("eos_token_id", json!(eos)),
+        ("torch_dtype", json!(dtype)),
+    ] {
+        value[field] = extra;
+    }
+    Ok(value)
+}
+
+/// A card to begin with: facts of the run that nobody has to type.
+fn card(config: &RunConfig, dataset: &Dataset, state: &State) -> String {
+    let train = &config.train;
+    let tokens = train.steps * (train.batch * train.accumulate * config.model.context) as u64;
+    let kind = if config.fgram.is_some() { "SCONE model" } else { "Baseline" };
+    let best = state.best.map_or_else(String::new, |(loss, step)| {
+        format!("Lowest validation loss: {loss:.4} nats a token (perplexity {:.2}), after step {step}.\n\n", loss.exp())
+    });
+    format!(
+        "---\nlibrary_name: scone\npipeline_tag: text-generation\ntags:\n- scone\n---\n\n# {kind}\n\nTrained on {tokens} \
+         tokens ({} steps) of a corpus of {} training tokens.\n\n{best}## Recipe\n\n```toml\n{}```\n",
+        train.steps,
+        dataset.train().tokens,
+        config.to_toml()
+    )
+}

@@ -1,0 +1,82 @@
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor, Var};
+use rand::{RngExt, SeedableRng};
+use sha2::{Digest, Sha256};
+
+use crate::model::ModelError;
+
+/// The trained parameters by name: those of the main model under `main/`, those of the f-gram model under `fgram/`.
+pub struct Parameters {
+    vars: BTreeMap<String, Var>,
+    seed: u64,
+    std: f64,
+}
+
+impl Parameters {
+    /// None yet; `std` is the standard deviation of initial matrices.
+    pub fn new(seed: u64, std: f64) -> Self {
+        Self { vars: BTreeMap::new(), seed, std }
+    }
+
+    /// Makes the parameter `part/name` at its initial value: norms 1, gains 0, matrices normal; the matrices that
+    /// write to the residual stream narrower by the root of their number (Radford et al., 2019, section 2.3).
+    ///
+    /// The value depends on seed and name alone, so a SCONE model and its baseline start from the same main model.
+    ///
+    /// # Errors
+    /// Where the device has not enough memory.
+    pub fn create(&mut self, part: &str, name: &str, shape: &[usize], layers: usize) -> Result<Tensor, ModelError> {
+        let name = format!("{part}/{name}");
+        let len: usize = shape.iter().product();
+        let data = if name.ends_with("norm.weight") {
+            vec![1.0; len]
+        } else if name.ends_with("output_gain") {
+            vec![0.0; len]
+        } else {
+            let residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
+            let std = if residual { self.std / (2.0 * layers as f64).sqrt() } else { self.std };
+            normal(self.seed, &name, std, len)
+        };
+        let var = Var::from_vec(data, shape, &Device::Cpu)?;
+        let tensor = var.as_tensor().clone();
+        self.vars.insert(name, var);
+        Ok(tensor)
+    }
+
+    /// All of them, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.vars.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// One of them.
+    pub fn get(&self, name: &str) -> Option<&Var> {
+        self.vars.get(name)
+    }
+
+    /// How many numbers there are in the parameters of a part.
+    pub fn count(&self, part: &str) -> usize {
+        let part = format!("{part}/");
+        self.iter().filter(|(name, _)| name.starts_with(&part)).map(|(_, var)| var.elem_count()).sum()
+    }
+
+    /// The values of a part's parameters, by their names in its weight file.
+    pub fn values(&self, part: &str) -> BTreeMap<String, Tensor> {
+        let part = format!("{part}/");
+        self.iter()
+            .filter_map(|(name, var)| Some((name.strip_prefix(&part)?.to_owned(), var.as_detached_tensor())))
+            .collect()
+    }
+}
+
+/// Normal numbers (Box and Muller) from a stream of their own.
+fn normal(seed: u64, name: &str, std: f64, len: usize) -> Vec<f32> {
+    let mut key = [0u8; 32];
+    key.copy_from_slice(&Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize());
+    let mut rng = rand_chacha::ChaCha8Rng::from_seed(key);
+    let mut next = || {
+        let (u, v) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
+        (std * (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+    };
+    (0..len).map(|_| next()).collect()
+}
