@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{CONTEXT, FAIL, HashModel, PANIC, VOCAB, greedy, log_softmax, logits};
 use proptest::prelude::*;
@@ -65,14 +65,16 @@ fn any_request() -> impl Strategy<Value = Request> {
     let top = prop::option::of(0usize..4);
     let prompt = prop::collection::vec(1..PANIC, 1..60);
     // Many stop tokens, so that many sequences stop.
-    (prompt, 0usize..20, sampling, top.clone(), top).prop_map(|(prompt, max_tokens, sampling, logprobs, prompt_logprobs)| {
-        Request { prompt, max_tokens, sampling, stop_tokens: (0..20).collect(), logprobs, prompt_logprobs }
-    })
-}
-
-/// The tests' model must not be led into the tokens that make it fail.
-fn is_harmless(request: &Request) -> bool {
-    !alone(request).iter().any(|event| matches!(event, Event::Token { id, .. } if *id >= PANIC))
+    (prompt, 0usize..20, sampling, top.clone(), top).prop_map(
+        |(prompt, max_tokens, sampling, logprobs, prompt_logprobs)| Request {
+            prompt,
+            max_tokens,
+            sampling,
+            stop_tokens: (0..20).collect(),
+            logprobs,
+            prompt_logprobs,
+        },
+    )
 }
 
 proptest! {
@@ -80,7 +82,7 @@ proptest! {
 
     #[test]
     fn each_request_gets_what_it_would_get_alone(
-        requests in prop::collection::vec(any_request().prop_filter("harmless", is_harmless), 1..12),
+        requests in prop::collection::vec(any_request(), 1..12),
         slots in 1usize..5,
         budget in 1usize..50,
     ) {
@@ -112,7 +114,11 @@ fn what_fails_ends_its_requests_and_not_the_engine() {
         let good = request(vec![1, 2], 5);
         assert_eq!(run(&engine, good.clone()), alone(&good));
     }
-    assert_eq!(engine.handle().running(), 0);
+    // The last event is sent a moment before the slot is free.
+    let start = Instant::now();
+    while engine.handle().running() > 0 {
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
 }
 
 #[test]
@@ -122,7 +128,10 @@ fn requests_that_cannot_be_run_are_refused() {
         engine(1, 10).handle().submit(vec![request(vec![1], 1), request(prompt, max_tokens)]).unwrap_err()
     };
     assert_eq!(refusal(vec![], 1), EngineError::EmptyPrompt);
-    assert_eq!(refusal(vec![1, VOCAB as u32], 1), EngineError::UnknownToken { token: 300, vocab_size: VOCAB });
+    assert_eq!(
+        refusal(vec![1, VOCAB as u32], 1),
+        EngineError::UnknownToken { token: VOCAB as u32, vocab_size: VOCAB }
+    );
     let too_long = EngineError::TooLong { prompt: 2, max_tokens: CONTEXT - 1, context: CONTEXT };
     assert_eq!(refusal(vec![1, 2], CONTEXT - 1), too_long);
     assert!(matches!(refusal(vec![1, 2], usize::MAX), EngineError::TooLong { .. }));
@@ -149,7 +158,7 @@ fn an_abandoned_request_makes_room() {
     let waiting = engine.handle().submit(vec![endless(2)]).unwrap();
     let last = engine.handle().submit(vec![request(vec![9], 2)]).unwrap().remove(0);
     drop((running, waiting));
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     assert_eq!(collect(last), alone(&request(vec![9], 2)));
     assert!(start.elapsed() < Duration::from_millis(500));
 }

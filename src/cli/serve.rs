@@ -65,7 +65,8 @@ pub fn run(args: &Args) -> Result<()> {
     let listener = runtime.block_on(TcpListener::bind(&args.listen)).with_context(|| {
         format!("cannot listen on {}: choose another address or a free port with --listen", args.listen)
     })?;
-    let Opened { forward, tokenizer, info } = open_model(&args.model, args.table.as_deref(), args.max_sequences)?;
+    let Opened { forward, tokenizer, info } =
+        open_model(&args.model, args.table.as_deref(), args.max_sequences)?;
     let config = Config { max_batch_tokens: args.max_batch_tokens, max_queue: args.max_queue };
     let engine = Engine::start(forward, config).context("cannot start the engine")?;
     let card = ModelCard {
@@ -124,7 +125,10 @@ fn directory_name(path: &Path) -> String {
 
 /// Sizes the one pool of threads that everything computes on.
 pub(super) fn set_threads(threads: usize) -> Result<()> {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("cannot start the threads that compute")
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .context("cannot start the threads that compute")
 }
 
 pub(super) fn at_least_one(text: &str) -> Result<usize, String> {

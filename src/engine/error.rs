@@ -26,7 +26,9 @@ pub enum EngineError {
         vocab_size: usize,
     },
     /// Prompt and output together do not fit.
-    #[error("{prompt} prompt tokens and up to {max_tokens} more do not fit into the context of {context} tokens")]
+    #[error(
+        "{prompt} prompt tokens and up to {max_tokens} more do not fit into the context of {context} tokens"
+    )]
     TooLong {
         /// Tokens of the prompt.
         prompt: usize,

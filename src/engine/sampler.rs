@@ -25,13 +25,15 @@ pub struct Sampler {
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
     id: u32,
+    /// What decides the order: at a high temperature different logits may have one weight.
+    logit: f32,
     weight: f64,
 }
 
 impl Candidate {
     /// The likelier first, of equals the lower id.
     fn order(&self, other: &Self) -> Ordering {
-        other.weight.total_cmp(&self.weight).then(self.id.cmp(&other.id))
+        other.logit.total_cmp(&self.logit).then(self.id.cmp(&other.id))
     }
 }
 
@@ -58,7 +60,11 @@ impl Sampler {
         // Relative to the maximum, so that no temperature overflows: the likeliest token's weight is 1.
         let weight = |x: f32| ((f64::from(x) - f64::from(max)) / temperature).exp();
         self.candidates.clear();
-        self.candidates.extend((0u32..).zip(logits).map(|(id, &x)| Candidate { id, weight: weight(x) }));
+        self.candidates.extend((0u32..).zip(logits).map(|(id, &logit)| Candidate {
+            id,
+            logit,
+            weight: weight(logit),
+        }));
         if top_k > 0 && top_k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(top_k - 1, Candidate::order);
             self.candidates.truncate(top_k);
@@ -128,7 +134,8 @@ mod tests {
         if sampling.top_k > 0 {
             order.truncate(sampling.top_k);
         }
-        let weights: Vec<f64> = order.iter().map(|&i| (f64::from(logits[i]) / sampling.temperature).exp()).collect();
+        let weights: Vec<f64> =
+            order.iter().map(|&i| (f64::from(logits[i]) / sampling.temperature).exp()).collect();
         let total: f64 = weights.iter().sum();
         let mut kept = 0.0;
         let mut probabilities = vec![0.0; logits.len()];
@@ -182,7 +189,7 @@ mod tests {
         #[test]
         fn the_nucleus_is_that_of_the_definition(logits in logits(200), top_p in 0.0f64..1.0) {
             let mut candidates: Vec<Candidate> =
-                (0u32..).zip(&logits).map(|(id, &x)| Candidate { id, weight: f64::from(x).exp() }).collect();
+                (0u32..).zip(&logits).map(|(id, &x)| Candidate { id, logit: x, weight: f64::from(x).exp() }).collect();
             keep_nucleus(&mut candidates, top_p);
             let sampling = Sampling { temperature: 1.0, top_p, top_k: 0, seed: None, stream: 0 };
             let expected = distribution(&logits, sampling);
@@ -217,7 +224,8 @@ mod tests {
     #[test]
     fn extreme_settings_still_sample() {
         for temperature in [1e-300, 1e-3, 1e300] {
-            let mut sampler = Sampler::new(Sampling { temperature, top_p: 0.0, seed: Some(1), ..Sampling::GREEDY });
+            let mut sampler =
+                Sampler::new(Sampling { temperature, top_p: 0.0, seed: Some(1), ..Sampling::GREEDY });
             assert_eq!(sampler.sample(&[-1e30, 5.0, f32::NEG_INFINITY, 4.0]), Ok(1));
         }
         let mut sampler = Sampler::new(Sampling { temperature: 1.0, top_p: 0.0, ..Sampling::GREEDY });

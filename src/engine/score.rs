@@ -11,7 +11,8 @@ pub fn score(logits: &[f32], token: u32, top: usize) -> Result<Score, NotANumber
         return Err(NotANumber);
     }
     let normaliser = f64::from(max) + sum.ln();
-    let logprob = |id: u32| logits.get(id as usize).map_or(f32::NEG_INFINITY, |&x| (f64::from(x) - normaliser) as f32);
+    let logprob =
+        |id: u32| logits.get(id as usize).map_or(f32::NEG_INFINITY, |&x| (f64::from(x) - normaliser) as f32);
     let mut top: Vec<(u32, f32)> = likeliest(logits, top).into_iter().map(|id| (id, logprob(id))).collect();
     if !top.iter().any(|&(id, _)| id == token) {
         top.push((token, logprob(token)));

@@ -23,7 +23,8 @@ pub(super) struct Sequence {
 
 impl Sequence {
     pub(super) fn new(slot: usize, waiting: Waiting) -> Self {
-        let Request { prompt, max_tokens, sampling, stop_tokens, logprobs, prompt_logprobs } = waiting.request;
+        let Request { prompt, max_tokens, sampling, stop_tokens, logprobs, prompt_logprobs } =
+            waiting.request;
         Self {
             slot,
             is_finished: false,

@@ -42,11 +42,16 @@ impl Engine {
     /// If the model has no slots, or the operating system gives no thread.
     pub fn start(model: Box<dyn Forward>, config: Config) -> std::io::Result<Self> {
         if model.slots() == 0 {
-            return Err(std::io::Error::other("the model has no place for a sequence: it needs at least one slot"));
+            return Err(std::io::Error::other(
+                "the model has no place for a sequence: it needs at least one slot",
+            ));
         }
         let queue = Arc::new(Queue::new(config.max_queue));
-        let handle =
-            EngineHandle { queue: Arc::clone(&queue), vocab_size: model.vocab_size(), context: model.context() };
+        let handle = EngineHandle {
+            queue: Arc::clone(&queue),
+            vocab_size: model.vocab_size(),
+            context: model.context(),
+        };
         let worker = Worker {
             free: (0..model.slots()).rev().collect(),
             budget: config.max_batch_tokens,
@@ -136,7 +141,10 @@ impl EngineHandle {
 
 impl std::fmt::Debug for EngineHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("EngineHandle").field("running", &self.running()).field("waiting", &self.waiting()).finish()
+        f.debug_struct("EngineHandle")
+            .field("running", &self.running())
+            .field("waiting", &self.waiting())
+            .finish()
     }
 }
 
@@ -157,7 +165,8 @@ impl Worker {
             self.release(|sequence| sequence.is_abandoned());
             let Some(admitted) = self.queue.take(self.free.len(), self.running.len()) else { break };
             let slots = self.free.split_off(self.free.len() - admitted.len());
-            self.running.extend(slots.into_iter().rev().zip(admitted).map(|(slot, one)| Sequence::new(slot, one)));
+            self.running
+                .extend(slots.into_iter().rev().zip(admitted).map(|(slot, one)| Sequence::new(slot, one)));
             self.step();
             self.release(|sequence| sequence.is_finished);
         }
@@ -168,7 +177,8 @@ impl Worker {
 
     /// Removes sequences and gives their slots back.
     fn release(&mut self, is_over: impl Fn(&Sequence) -> bool) {
-        self.free.extend(self.running.extract_if(.., |sequence| is_over(sequence)).map(|sequence| sequence.slot));
+        self.free
+            .extend(self.running.extract_if(.., |sequence| is_over(sequence)).map(|sequence| sequence.slot));
     }
 
     /// One forward pass and what follows from it. If it fails, the sequences in it fail, and the engine goes on.
@@ -206,7 +216,8 @@ impl Worker {
             work.push((sequence, count, own));
         }
         let vocab_size = self.vocab_size;
-        work.into_par_iter().for_each(|(sequence, count, logits)| sequence.advance(count, logits, vocab_size));
+        work.into_par_iter()
+            .for_each(|(sequence, count, logits)| sequence.advance(count, logits, vocab_size));
         Ok(())
     }
 }

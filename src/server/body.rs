@@ -40,7 +40,10 @@ impl Fields {
     /// The field as a `T`, if it is there and not null.
     pub(super) fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>, ApiError> {
         self.take_value(name)
-            .map(|value| serde_json::from_value(value).map_err(|error| ApiError::invalid(name, format!("`{name}`: {error}"))))
+            .map(|value| {
+                serde_json::from_value(value)
+                    .map_err(|error| ApiError::invalid(name, format!("`{name}`: {error}")))
+            })
             .transpose()
     }
 }

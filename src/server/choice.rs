@@ -105,19 +105,15 @@ impl Choice {
         Some(Err(message))
     }
 
-    /// Puts the prompt into the transcript, if it is to be echoed and has not been, with its scores if there are any.
-    fn take_echo(&mut self, scores: Vec<Option<Score>>) {
-        let Some(prompt) = self.echo.take() else { return };
+    /// The prompt, with its scores if there are any, if it is to be echoed and has not been.
+    fn echo(&mut self, scores: Vec<Option<Score>>) -> Piece {
+        let Some(prompt) = self.echo.take() else { return self.piece(Released::default(), None) };
         let mut scores = scores.into_iter();
         for &id in &*prompt {
             let text = self.decoder.push(id).unwrap_or_default();
             let entry = self.has_logprobs.then(|| self.entry(id, scores.next().flatten()));
             self.transcript.echo(&text, entry);
         }
-    }
-
-    fn echo(&mut self, scores: Vec<Option<Score>>) -> Piece {
-        self.take_echo(scores);
         let released = self.transcript.release();
         self.piece(released, None)
     }
@@ -155,7 +151,8 @@ impl Choice {
     }
 
     fn entry(&self, id: u32, score: Option<Score>) -> Entry {
-        let named = |top: Vec<(u32, f32)>| top.into_iter().map(|(id, logprob)| (self.name(id), logprob)).collect();
+        let named =
+            |top: Vec<(u32, f32)>| top.into_iter().map(|(id, logprob)| (self.name(id), logprob)).collect();
         let (logprob, top) = score.map(|score| (score.logprob, named(score.top))).unzip();
         Entry { token: self.name(id), logprob, top, offset: 0 }
     }

@@ -37,7 +37,10 @@ pub(super) struct Answer {
 }
 
 /// `POST /v1/completions`.
-pub(super) async fn create(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
     let fields = Fields::read(request).await?;
     // A long prompt takes a while to tokenize, in which this thread would serve nobody else.
     let work = tokio::task::spawn_blocking(move || {
@@ -45,7 +48,8 @@ pub(super) async fn create(State(app): State<Arc<App>>, request: Request<Body>) 
         let answer = begin(&app, &request)?;
         Ok::<_, ApiError>((request, answer))
     });
-    let (request, answer) = work.await.map_err(|_| ApiError::internal("the request could not be prepared"))??;
+    let (request, answer) =
+        work.await.map_err(|_| ApiError::internal("the request could not be prepared"))??;
     if request.stream { Ok(stream(answer, request.include_usage)) } else { whole(answer).await }
 }
 
@@ -83,7 +87,12 @@ fn begin(app: &App, request: &CompletionRequest) -> Result<Answer, ApiError> {
         Choice::new(index, &common, prompt, Transcript::new(stops.clone()), events).into_pieces().boxed()
     });
     Ok(Answer {
-        head: Head { id: next_id(), object: "text_completion", created: seconds(), model: app.card.id.clone() },
+        head: Head {
+            id: next_id(),
+            object: "text_completion",
+            created: seconds(),
+            model: app.card.id.clone(),
+        },
         pieces: select_all(choices).boxed(),
         prompt_tokens: prompts.iter().map(|prompt| prompt.len()).sum(),
         has_logprobs: common.has_logprobs,

@@ -36,7 +36,11 @@ impl ApiError {
 
     pub(super) fn unknown_model(name: &str, ours: &str) -> Self {
         let message = format!("the model `{name}` does not exist; this server has `{ours}`");
-        Self { param: Some("model"), code: Some("model_not_found"), ..Self::new(StatusCode::NOT_FOUND, message) }
+        Self {
+            param: Some("model"),
+            code: Some("model_not_found"),
+            ..Self::new(StatusCode::NOT_FOUND, message)
+        }
     }
 
     pub(super) fn unknown_path(path: &str) -> Self {
@@ -48,12 +52,16 @@ impl ApiError {
     }
 
     pub(super) fn wrong_content_type(found: &str) -> Self {
-        let message = format!("the body's content type is `{found}`; send JSON, with `Content-Type: application/json`");
+        let message =
+            format!("the body's content type is `{found}`; send JSON, with `Content-Type: application/json`");
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
     }
 
     pub(super) fn too_large(limit: usize) -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {limit} bytes, the most that is taken"))
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is larger than {limit} bytes, the most that is taken"),
+        )
     }
 
     /// The server's own fault.

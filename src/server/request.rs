@@ -52,14 +52,18 @@ impl CompletionRequest {
         let prompts = parse_prompts(fields.take_value("prompt"))?;
         let n = take_integer(&mut fields, "n", 1..=MAX_CHOICES as i64)?.unwrap_or(1) as usize;
         if prompts.len() * n > MAX_CHOICES {
-            let message = format!("{} prompts with `n` = {n} are more than {MAX_CHOICES} choices", prompts.len());
+            let message =
+                format!("{} prompts with `n` = {n} are more than {MAX_CHOICES} choices", prompts.len());
             return Err(ApiError::invalid("n", message));
         }
         if fields.take::<i64>("best_of")?.is_some_and(|best_of| best_of != n as i64) {
             return Err(ApiError::invalid("best_of", "`best_of` other than `n` is not supported"));
         }
         if fields.take_value("suffix").is_some() {
-            return Err(ApiError::invalid("suffix", "`suffix` is not supported: the model continues text, it cannot fill in"));
+            return Err(ApiError::invalid(
+                "suffix",
+                "`suffix` is not supported: the model continues text, it cannot fill in",
+            ));
         }
         let (stream, include_usage) = parse_stream(&mut fields)?;
         Ok(Self {
@@ -91,28 +95,49 @@ fn parse_stream(fields: &mut Fields) -> Result<(bool, bool), ApiError> {
     let stream = fields.take("stream")?.unwrap_or(false);
     let options: Option<StreamOptions> = fields.take("stream_options")?;
     if options.is_some() && !stream {
-        return Err(ApiError::invalid("stream_options", "`stream_options` is only for requests with `stream`: true"));
+        return Err(ApiError::invalid(
+            "stream_options",
+            "`stream_options` is only for requests with `stream`: true",
+        ));
     }
     Ok((stream, options.and_then(|options| options.include_usage).unwrap_or(false)))
 }
 
-fn take_integer(fields: &mut Fields, name: &'static str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
+fn take_integer(
+    fields: &mut Fields,
+    name: &'static str,
+    range: RangeInclusive<i64>,
+) -> Result<Option<i64>, ApiError> {
     let value = fields.take(name)?;
     match value {
-        Some(value) if !range.contains(&value) => Err(outside(name, value, range.start(), range.end(), i64::MAX)),
+        Some(value) if !range.contains(&value) => {
+            Err(outside(name, value, range.start(), range.end(), i64::MAX))
+        }
         value => Ok(value),
     }
 }
 
-fn take_number(fields: &mut Fields, name: &'static str, range: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
+fn take_number(
+    fields: &mut Fields,
+    name: &'static str,
+    range: RangeInclusive<f64>,
+) -> Result<Option<f64>, ApiError> {
     let value = fields.take(name)?;
     match value {
-        Some(value) if !range.contains(&value) => Err(outside(name, value, range.start(), range.end(), f64::MAX)),
+        Some(value) if !range.contains(&value) => {
+            Err(outside(name, value, range.start(), range.end(), f64::MAX))
+        }
         value => Ok(value),
     }
 }
 
-fn outside<T: PartialEq + std::fmt::Display>(name: &'static str, value: T, least: &T, most: &T, unbounded: T) -> ApiError {
+fn outside<T: PartialEq + std::fmt::Display>(
+    name: &'static str,
+    value: T,
+    least: &T,
+    most: &T,
+    unbounded: T,
+) -> ApiError {
     if *most == unbounded {
         ApiError::invalid(name, format!("`{name}` is {value}, but must be at least {least}"))
     } else {
@@ -123,7 +148,10 @@ fn outside<T: PartialEq + std::fmt::Display>(name: &'static str, value: T, least
 /// A string, several, a list of token ids, or several.
 fn parse_prompts(value: Option<Value>) -> Result<Vec<Prompt>, ApiError> {
     match value {
-        None => Err(ApiError::invalid("prompt", "`prompt` is missing: give a string, token ids, or a list of either")),
+        None => Err(ApiError::invalid(
+            "prompt",
+            "`prompt` is missing: give a string, token ids, or a list of either",
+        )),
         Some(Value::String(text)) => Ok(vec![Prompt::Text(text)]),
         Some(Value::Array(items)) => match items.first() {
             None => Ok(vec![Prompt::Tokens(Vec::new())]),
@@ -143,7 +171,10 @@ fn parse_prompt(item: Value) -> Result<Prompt, ApiError> {
 }
 
 fn wrong_prompt() -> ApiError {
-    ApiError::invalid("prompt", "`prompt` must be a string, a list of strings, a list of token ids, or a list of such lists")
+    ApiError::invalid(
+        "prompt",
+        "`prompt` must be a string, a list of strings, a list of token ids, or a list of such lists",
+    )
 }
 
 fn parse_tokens(items: &[Value]) -> Result<Vec<u32>, ApiError> {
@@ -164,17 +195,24 @@ fn parse_stop(value: Option<Value>) -> Result<Vec<String>, ApiError> {
     let stop = match value {
         None => Vec::new(),
         Some(Value::String(one)) => vec![one],
-        Some(list) => serde_json::from_value::<Vec<String>>(list)
-            .map_err(|error| ApiError::invalid("stop", format!("`stop` must be a string or a list of strings: {error}")))?,
+        Some(list) => serde_json::from_value::<Vec<String>>(list).map_err(|error| {
+            ApiError::invalid("stop", format!("`stop` must be a string or a list of strings: {error}"))
+        })?,
     };
     if stop.len() > MAX_STOPS {
-        return Err(ApiError::invalid("stop", format!("`stop` has {} strings; {MAX_STOPS} are the most", stop.len())));
+        return Err(ApiError::invalid(
+            "stop",
+            format!("`stop` has {} strings; {MAX_STOPS} are the most", stop.len()),
+        ));
     }
     if stop.iter().any(String::is_empty) {
         return Err(ApiError::invalid("stop", "`stop` has an empty string, which would stop everything"));
     }
     if stop.iter().any(|one| one.len() > MAX_STOP_BYTES) {
-        return Err(ApiError::invalid("stop", format!("`stop` has a string of more than {MAX_STOP_BYTES} bytes")));
+        return Err(ApiError::invalid(
+            "stop",
+            format!("`stop` has a string of more than {MAX_STOP_BYTES} bytes"),
+        ));
     }
     Ok(stop)
 }

@@ -30,7 +30,8 @@ struct Streamed {
 /// which nothing follows.
 pub(super) fn stream(answer: Answer, include_usage: bool) -> Response {
     let streamed = Streamed { answer, include_usage, completion_tokens: 0, next: Next::Chunks };
-    let events = stream::unfold(streamed, async |mut streamed| streamed.next().await.map(|event| (event, streamed)));
+    let events =
+        stream::unfold(streamed, async |mut streamed| streamed.next().await.map(|event| (event, streamed)));
     // The comments of keep-alive also let a connection that died while its request waited be noticed.
     Sse::new(events.boxed()).keep_alive(KeepAlive::default()).into_response()
 }
@@ -53,7 +54,12 @@ impl Streamed {
         match self.next {
             Next::Usage => {
                 self.next = Next::Done;
-                Some(self.chunk(Vec::new(), Some(Usage::new(self.answer.prompt_tokens, self.completion_tokens))))
+                Some(
+                    self.chunk(
+                        Vec::new(),
+                        Some(Usage::new(self.answer.prompt_tokens, self.completion_tokens)),
+                    ),
+                )
             }
             Next::Done => {
                 self.next = Next::End;

@@ -1,5 +1,9 @@
 //! A server on a port of its own, over a tiny model whose logits anyone can compute.
-#![allow(dead_code, reason = "each test file is a program of its own and uses a part of this")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file is a program of its own and uses a part of this"
+)]
 
 use std::future::Future;
 use std::sync::{Arc, LazyLock};
@@ -13,19 +17,21 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-pub const VOCAB: usize = 300;
+/// Two more than the tokenizer has.
+pub const VOCAB: usize = 302;
 pub const CONTEXT: usize = 256;
 pub const MODEL: &str = "tiny";
 
-/// The model panics when it reads this token, and fails when it reads the next.
-pub const PANIC: u32 = 298;
-pub const FAIL: u32 = 299;
+/// The model panics when it reads this token, and fails when it reads the next. It never generates them.
+pub const PANIC: u32 = 300;
+pub const FAIL: u32 = 301;
 
 /// The logits after a text, which depend on its last three tokens only.
 pub fn logits(tokens: &[u32]) -> Vec<f32> {
     let last = &tokens[tokens.len().saturating_sub(3)..];
     let seed = last.iter().fold(17u64, |hash, &token| mix(hash ^ u64::from(token)));
-    (0..VOCAB as u64).map(|id| (mix(seed ^ (id << 32)) >> 40) as f32 / (1 << 24) as f32 * 9.0).collect()
+    let logit = |id: u64| (mix(seed ^ (id << 32)) >> 40) as f32 / (1 << 24) as f32 * 9.0;
+    (0..VOCAB as u32).map(|id| if id < PANIC { logit(u64::from(id)) } else { -40.0 }).collect()
 }
 
 fn mix(x: u64) -> u64 {
@@ -59,16 +65,22 @@ pub fn greedy(prompt: &[u32], max_tokens: usize, eos: Option<u32>) -> Vec<u32> {
 pub struct HashModel {
     slots: Vec<Vec<u32>>,
     step: Duration,
+    panics_after: usize,
 }
 
 impl HashModel {
     pub fn new(slots: usize) -> Self {
-        Self { slots: vec![Vec::new(); slots], step: Duration::ZERO }
+        Self { slots: vec![Vec::new(); slots], step: Duration::ZERO, panics_after: usize::MAX }
     }
 
     /// Each pass takes at least so long.
     pub fn slow(slots: usize, step: Duration) -> Self {
         Self { step, ..Self::new(slots) }
+    }
+
+    /// Panics at a sequence of more than so many tokens.
+    pub fn panics_after(slots: usize, tokens: usize) -> Self {
+        Self { panics_after: tokens, ..Self::new(slots) }
     }
 }
 
@@ -98,7 +110,8 @@ impl Forward for HashModel {
                 return Err("the slot does not hold this past".into());
             }
             slot.extend(&piece.tokens[piece.past..]);
-            assert!(!piece.tokens[piece.past..].contains(&PANIC), "this token is not for me");
+            let is_fine = piece.tokens.len() <= self.panics_after && !piece.tokens.contains(&PANIC);
+            assert!(is_fine, "this is not for me");
             if piece.tokens[piece.past..].contains(&FAIL) {
                 return Err("this token cannot be computed".into());
             }
@@ -118,7 +131,7 @@ pub fn tokenizer() -> Arc<Tokenizer> {
     static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tokenizer.json");
-        train_bpe((0..50).map(|i| format!("the naïve café {i} 日本語 the theme of the thing")), VOCAB, &path).unwrap();
+        train_bpe((0..50).map(|i| format!("the naïve café {i} 日本語 the theme of the thing, once upon a time there was a king who had no bread")), 300, &path).unwrap();
         let tokenizer = Tokenizer::from_file(&path).unwrap();
         assert_eq!(tokenizer.eos(), Some(0));
         Arc::new(tokenizer)
