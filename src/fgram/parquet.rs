@@ -482,7 +482,7 @@ mod tests {
                 assert!(read_bytes(&good[..len]).is_err(), "{len} bytes of {}", good.len());
             }
             for at in 0..good.len() {
-                for flip in [1, 0x80, 0xff] {
+                for flip in [1, 0x80] {
                     let mut bad = good.clone();
                     bad[at] ^= flip;
                     drop(read_bytes(&bad));
