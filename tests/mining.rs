@@ -1,5 +1,8 @@
 //! Mining and tagging equal their brute-force twins, on random and on real text, whatever the number of threads.
 
+// The helpers of tests may fail as tests do; clippy.toml allows it in the test functions only.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,8 @@
 //! `prepare`, as a library and as a program: what it writes, and what it says of bad input.
 
+// The helpers of tests may fail as tests do; clippy.toml allows it in the test functions only.
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 

@@ -141,8 +141,8 @@ impl DatasetWriter {
     /// Where the disk cannot be read or written.
     pub fn move_last_to_validation(&mut self) -> Result<(), Error> {
         let Some((tokens, bytes)) = self.train.take_last_document(self.dtype)? else { return Ok(()) };
-        self.validation.append(&tokens, bytes, self.dtype)?;
-        self.validation.end_document(self.shard_tokens)
+        self.append(SplitName::Validation, &tokens, bytes)?;
+        self.end_document(SplitName::Validation)
     }
 
     /// Writes `dataset.json`, makes everything durable and gives the directory its name.

@@ -264,16 +264,20 @@ impl Rows {
         let before = self.ends.len();
         match group.get_column_reader(tokens)? {
             ColumnReader::Int32ColumnReader(reader) => {
-                self.lists(reader, full, |id| u32::try_from(id).ok())?
+                self.lists(reader, full, |id| u32::try_from(id).ok())?;
             }
             ColumnReader::Int64ColumnReader(reader) => {
-                self.lists(reader, full, |id| u32::try_from(id).ok())?
+                self.lists(reader, full, |id| u32::try_from(id).ok())?;
             }
             _ => return Err("the elements of `tokens` must be integers of 32 or 64 bits".to_owned().into()),
         }
         match group.get_column_reader(counts)? {
-            ColumnReader::Int32ColumnReader(reader) => self.counts(reader, |n| u64::try_from(n).ok())?,
-            ColumnReader::Int64ColumnReader(reader) => self.counts(reader, |n| u64::try_from(n).ok())?,
+            ColumnReader::Int32ColumnReader(reader) => {
+                self.counts(reader, |n| u64::try_from(n).ok())?;
+            }
+            ColumnReader::Int64ColumnReader(reader) => {
+                self.counts(reader, |n| u64::try_from(n).ok())?;
+            }
             _ => return Err("`count` must be an integer of 32 or 64 bits".to_owned().into()),
         }
         if self.ends.len() != self.counts.len() || (self.ends.len() - before) as i64 != metadata.num_rows() {
@@ -482,7 +486,7 @@ mod tests {
                 assert!(read_bytes(&good[..len]).is_err(), "{len} bytes of {}", good.len());
             }
             for at in 0..good.len() {
-                for flip in [1, 0x80, 0xff] {
+                for flip in [1, 0x80] {
                     let mut bad = good.clone();
                     bad[at] ^= flip;
                     drop(read_bytes(&bad));
