@@ -1,0 +1,194 @@
+//! Runs from text to a model directory: resumed bit for bit, refused where they should be, stopped where they diverge.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use scone::corpus::{Dataset, Input, MineOptions, PrepareOptions, TokenizerSource, mine, prepare, tag};
+use scone::fgram::parquet;
+use scone::model::ModelDirectory;
+use scone::train::{ModelSection, Outcome, Progress, Run, RunConfig, TrainError};
+
+/// A small corpus, mined and tagged.
+struct Data {
+    directory: tempfile::TempDir,
+}
+
+impl Data {
+    fn make() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let text = include_str!("../examples/sotu/sotu-small.jsonl");
+        let text: String = text.lines().take(8).flat_map(|line| [line, "\n"]).collect();
+        std::fs::write(path("text.jsonl"), text).unwrap();
+        let options = PrepareOptions {
+            output: path("dataset"),
+            tokenizer: TokenizerSource::Train { vocab_size: 500, sample_bytes: 1 << 20 },
+            eos: None,
+            validation: 0.2,
+            shard_tokens: 1 << 30,
+        };
+        prepare(&Input::new(&[path("text.jsonl")]).unwrap(), &options, &mut |_| {}).unwrap();
+        let dataset = Dataset::open(path("dataset")).unwrap();
+        let mined = mine(&dataset, MineOptions { max_n: 4, size: 2000, min_count: 3 }, &|_, _| {}).unwrap();
+        parquet::write(&mined.set, path("fgrams.parquet")).unwrap();
+        tag(&dataset, &mined.set, &mut |_| {}).unwrap();
+        Self { directory }
+    }
+
+    fn config(&self, fgrams: bool) -> RunConfig {
+        let mut config = RunConfig::example();
+        config.data.dataset = self.directory.path().join("dataset");
+        config.model = ModelSection {
+            hidden_size: 32,
+            intermediate_size: 48,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            context: 32,
+            ..ModelSection::default()
+        };
+        config.train.steps = 12;
+        config.train.batch = 4;
+        config.train.accumulate = 2;
+        config.train.warmup_steps = 3;
+        config.validation.every = 4;
+        config.validation.tokens = 200;
+        config.checkpoint.every = 5;
+        config.checkpoint.dtype = "f32".into();
+        match &mut config.fgram {
+            Some(fgram) if fgrams => fgram.set = self.directory.path().join("fgrams.parquet"),
+            _ => config.fgram = None,
+        }
+        config
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+fn train(run: &mut Run, stop_after: Option<u64>) -> (Outcome, Vec<Progress>) {
+    let stop = AtomicBool::new(false);
+    let mut seen = Vec::new();
+    let outcome = run.train(&stop, &mut |progress| {
+        stop.store(stop_after == Some(progress.step), Ordering::Relaxed);
+        seen.push(progress.clone());
+    });
+    (outcome.unwrap(), seen)
+}
+
+fn losses(seen: &[Progress]) -> Vec<(u64, Option<f64>, Option<f64>)> {
+    seen.iter().map(|p| (p.step, p.loss, p.validation_loss)).collect()
+}
+
+fn read(directory: &Path, file: &str) -> Vec<u8> {
+    std::fs::read(directory.join(file)).unwrap()
+}
+
+#[test]
+fn a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one() {
+    let data = Data::make();
+    for fgrams in [false, true] {
+        let config = data.config(fgrams);
+        let (whole, parts) = (data.path(&format!("whole-{fgrams}")), data.path(&format!("parts-{fgrams}")));
+        let (outcome, undisturbed) = train(&mut Run::open(&config, &whole, false).unwrap(), None);
+        assert_eq!(outcome, Outcome::Finished);
+
+        // Asked to stop after step 3, then killed after step 9: its last checkpoint is that of step 5.
+        let (outcome, first) = train(&mut Run::open(&config, &parts, false).unwrap(), Some(3));
+        assert_eq!((outcome, first.len()), (Outcome::Stopped, 3));
+        let mut killed = Run::open(&config, &parts, true).unwrap();
+        assert_eq!(killed.step(), 3);
+        let at_five = {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                killed.train(&AtomicBool::new(false), &mut |progress| {
+                    assert!(progress.step < 9, "the kill");
+                })
+            }));
+            assert!(result.is_err());
+            Run::open(&config, &parts, true).unwrap().step()
+        };
+        assert_eq!(at_five, 5);
+        let (outcome, last) = train(&mut Run::open(&config, &parts, true).unwrap(), None);
+        assert_eq!(outcome, Outcome::Finished);
+
+        assert_eq!(losses(&last), losses(&undisturbed)[5..]);
+        for file in ["last.safetensors", "best.safetensors", "model/model.safetensors"] {
+            assert!(read(&whole, file) == read(&parts, file), "{file} differs, f-grams: {fgrams}");
+        }
+        let log = String::from_utf8(read(&parts, "metrics.jsonl")).unwrap();
+        let steps: Vec<u64> =
+            log.lines().map(|line| serde_json::from_str::<Progress>(line).unwrap().step).collect();
+        assert_eq!(steps, (1..=12).collect::<Vec<_>>(), "a line a step, none twice");
+        let model = ModelDirectory::open(&whole.join("model")).unwrap();
+        assert_eq!(model.scone().is_some(), fgrams);
+    }
+}
+
+#[test]
+fn training_learns_and_the_baseline_sees_the_same_data() {
+    let data = Data::make();
+    let first_losses = [false, true].map(|fgrams| {
+        let mut config = data.config(fgrams);
+        config.train.steps = 40;
+        let mut run = Run::open(&config, &data.path(&format!("learn-{fgrams}")), false).unwrap();
+        let (_, seen) = train(&mut run, None);
+        let (first, last) = (seen[0].loss.unwrap(), seen[39].loss.unwrap());
+        assert!(last < first - 0.3, "the loss went from {first} to {last}");
+        first
+    });
+    // The f-gram model's output starts at the token embedding, so the first loss is the same if the data are.
+    assert_eq!(first_losses[0], first_losses[1]);
+}
+
+#[test]
+fn divergence_stops_the_run_and_names_step_and_tensor() {
+    let data = Data::make();
+    let mut config = data.config(true);
+    config.train.learning_rate = 1e30;
+    config.train.warmup_steps = 0;
+    let mut run = Run::open(&config, &data.path("diverged"), false).unwrap();
+    let error = run.train(&AtomicBool::new(false), &mut |_| {}).unwrap_err();
+    let TrainError::Diverged { step, ref tensor, .. } = error else { panic!("{error}") };
+    assert!(step >= 2 && (tensor.contains("main/") || tensor.contains("fgram/") || tensor == "the loss"), "{error}");
+    assert!(!data.path("diverged").join("model").exists());
+}
+
+#[test]
+fn a_run_is_neither_overwritten_nor_continued_with_other_settings() {
+    let data = Data::make();
+    let config = data.config(false);
+    let directory = data.path("run");
+    train(&mut Run::open(&config, &directory, false).unwrap(), Some(2));
+    let refused = |config: &RunConfig, resume| Run::open(config, &directory, resume).err().unwrap().to_string();
+    assert!(refused(&config, false).contains("--resume"));
+    let mut other = config.clone();
+    other.train.learning_rate *= 2.0;
+    assert!(refused(&other, true).contains("another configuration"));
+    let checkpoint = directory.join("last.safetensors");
+    let bytes = std::fs::read(&checkpoint).unwrap();
+    std::fs::write(&checkpoint, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(refused(&config, true).contains("last.safetensors"));
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused_by_name() {
+    let data = Data::make();
+    let toml = data.path("run.toml");
+    let refused = |text: &str| {
+        std::fs::write(&toml, text).unwrap();
+        RunConfig::read(&toml).unwrap_err().to_string()
+    };
+    let good = data.config(false).to_toml();
+    assert!(refused(&good.replace("learning_rate", "learnin_rate")).contains("learnin_rate"));
+    assert!(refused(&good.replace("kv_heads = 2", "kv_heads = 3")).contains("num_key_value_heads"));
+    assert!(refused(&good.replace("batch = 4", "batch = 0")).contains("batch"));
+    let mut config = data.config(false);
+    config.model.context = 1 << 20;
+    let error = Run::open(&config, &data.path("no"), false)
+        .unwrap()
+        .train(&AtomicBool::new(false), &mut |_| {})
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("not enough") && error.contains("context"), "{error}");
+}
