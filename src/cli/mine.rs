@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use crate::corpus::{Dataset, MineOptions, Mined, mine};
+use crate::corpus::{Dataset, MineOptions, Mined, Scan, mine};
 use crate::fgram::parquet;
 
 use super::progress_bar;
@@ -61,15 +61,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         tracing::warn!("no n-gram of more than {longest} tokens could be counted; --max-n is {}", args.max_n);
     }
     if args.json {
-        println!("{}", json(&mined, seconds));
+        super::print(&json(&mined, seconds).to_string())?;
     } else {
-        print_table(&mined);
-        println!(
-            "{}: {} f-grams, set {:.12}, {seconds:.1} s",
-            args.output.display(),
-            mined.set.len(),
-            mined.set.sha256()
-        );
+        let (path, fgrams, hash) = (args.output.display(), mined.set.len(), mined.set.sha256());
+        super::print(&format!(
+            "{}\n{path}: {fgrams} f-grams, set {hash:.12}, {seconds:.1} s",
+            table(&mined)
+        ))?;
     }
     Ok(())
 }
@@ -94,28 +92,24 @@ fn json(mined: &Mined, seconds: f64) -> serde_json::Value {
     })
 }
 
-fn print_table(mined: &Mined) {
-    println!(
-        "{:>4} {:>13} {:>12} {:>12} {:>10} {:>10}",
+fn table(mined: &Mined) -> String {
+    let mut text = format!(
+        "{:>4} {:>13} {:>12} {:>12} {:>10} {:>10}\n",
         "n", "candidates", "survivors", "kept", "cut-off", "positions"
     );
     let percent = |n| 100.0 * mined.matches.share(n);
-    println!("{:>4} {:>13} {:>12} {:>12} {:>10} {:>8.2} %", 1, "", "", "", "", percent(1));
-    for scan in &mined.scans {
-        let cutoff = scan.cutoff.map_or_else(|| "-".to_owned(), |count| count.to_string());
-        println!(
-            "{:>4} {:>13} {:>12} {:>12} {cutoff:>10} {:>8.2} %",
-            scan.n,
-            scan.candidates,
-            scan.survivors,
-            scan.kept,
-            percent(scan.n)
-        );
+    text += &format!("{:>4} {:>13} {:>12} {:>12} {:>10} {:>8.2} %\n", 1, "", "", "", "", percent(1));
+    for Scan { n, candidates, survivors, kept, cutoff } in &mined.scans {
+        let cutoff = cutoff.map_or_else(|| "-".to_owned(), |count| count.to_string());
+        let percent = percent(*n);
+        text +=
+            &format!("{n:>4} {candidates:>13} {survivors:>12} {kept:>12} {cutoff:>10} {percent:>8.2} %\n");
     }
-    println!(
+    text += &format!(
         "positions: the share of training tokens whose longest match has n tokens (1: none).\n\
          hit rate {:.2} %, mean match length {:.3}",
         100.0 * mined.matches.hit_rate(),
         mined.matches.mean_match()
     );
+    text
 }

@@ -1,11 +1,28 @@
 //! The sub-commands of both programs, one file each: `Args` (parsed by clap) and `run`.
 
+pub mod bench;
+pub mod eval;
+pub mod explain;
 pub mod fit;
+pub mod generate;
 pub mod mine;
+mod open_model;
 pub mod prepare;
+pub mod serve;
+pub mod table;
 pub mod tag;
 
+use std::io::Write;
+
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// The model that is in the repository.
+const DEFAULT_MODEL: &str = "model_cards/default";
+
+/// The text of an argument, or all of standard input for `-`.
+fn text_argument(argument: &str) -> std::io::Result<String> {
+    if argument == "-" { std::io::read_to_string(std::io::stdin()) } else { Ok(argument.to_owned()) }
+}
 
 /// A bar on standard error; nothing is drawn where that is no terminal.
 fn progress_bar(total: u64, template: &str) -> ProgressBar {
@@ -33,4 +50,18 @@ async fn stop_signal() {
     }
     // Without a handler the signal keeps its usual effect, which is to end the program.
     let _ = interrupt.await;
+}
+
+/// Prints a command's result. Unlike `println!` it returns an error when the reader has gone, and `main` is then silent.
+fn print(text: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(b"\n")?;
+    stdout.flush()
+}
+
+/// Whether a command failed only because nobody reads its output any more, as under `| head`.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn std::error::Error + 'static)| cause.downcast_ref().map(std::io::Error::kind);
+    error.chain().any(|cause| kind(cause) == Some(std::io::ErrorKind::BrokenPipe))
 }

@@ -1,6 +1,6 @@
 //! `scone-train prepare`: text to token shards.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::ArgGroup;
@@ -94,23 +94,22 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.json {
         let mut json = serde_json::to_value(&manifest)?;
         json["seconds"] = seconds.into();
-        println!("{json}");
+        super::print(&json.to_string())?;
     } else {
-        summarise(&args.output, &manifest, seconds);
+        super::print(&summary(&args.output, &manifest, seconds))?;
     }
     Ok(())
 }
 
-fn summarise(output: &std::path::Path, manifest: &Manifest, seconds: f64) {
-    println!("{:12} {:>10} {:>15} {:>15} {:>7}", "split", "documents", "bytes", "tokens", "shards");
-    let line = |name: &str, split: &SplitEntry| {
+fn summary(output: &Path, manifest: &Manifest, seconds: f64) -> String {
+    let mut text =
+        format!("{:12} {:>10} {:>15} {:>15} {:>7}\n", "split", "documents", "bytes", "tokens", "shards");
+    for (name, split) in [("train", &manifest.train), ("validation", &manifest.validation)] {
         let SplitEntry { documents, bytes, tokens, shards } = split;
-        println!("{name:12} {documents:>10} {bytes:>15} {tokens:>15} {:>7}", shards.len());
-    };
-    line("train", &manifest.train);
-    line("validation", &manifest.validation);
+        text += &format!("{name:12} {documents:>10} {bytes:>15} {tokens:>15} {:>7}\n", shards.len());
+    }
     let bytes = manifest.train.bytes + manifest.validation.bytes;
-    println!(
+    text += &format!(
         "{}: {:.2} bytes a token, {:?}, tokenizer {:.12}, {seconds:.1} s ({:.2} M tokens/s)",
         output.display(),
         bytes as f64 / manifest.tokens as f64,
@@ -118,4 +117,5 @@ fn summarise(output: &std::path::Path, manifest: &Manifest, seconds: f64) {
         manifest.tokenizer_sha256,
         manifest.tokens as f64 / seconds / 1e6
     );
+    text
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::progress_bar;
-use crate::corpus::{Dataset, Histogram, TagReport, tag};
+use crate::corpus::{Dataset, TagReport, tag};
 use crate::fgram::{MAX_N, Policy, parquet};
 
 /// Write the length of the longest f-gram that ends at every token of a dataset.
@@ -47,10 +47,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let seconds = start.elapsed().as_secs_f64();
     if args.json {
-        println!("{}", json(&report, seconds)?);
+        super::print(&json(&report, seconds)?.to_string())?;
     } else {
-        print_table(&report);
-        println!("{}: {} f-grams, {seconds:.1} s", args.dataset.display(), report.fgrams);
+        let (path, fgrams) = (args.dataset.display(), report.fgrams);
+        super::print(&format!("{}{path}: {fgrams} f-grams, {seconds:.1} s", table(&report)))?;
     }
     Ok(())
 }
@@ -65,20 +65,18 @@ fn json(report: &TagReport, seconds: f64) -> anyhow::Result<serde_json::Value> {
     Ok(json)
 }
 
-fn print_table(report: &TagReport) {
-    print!("{:12} {:>13} {:>9} {:>10}", "split", "tokens", "hit rate", "mean match");
+fn table(report: &TagReport) -> String {
+    let mut text = format!("{:12} {:>13} {:>9} {:>10}", "split", "tokens", "hit rate", "mean match");
     for n in 1..=report.max_n {
-        print!(" {:>8}", format!("n = {n}"));
+        text += &format!(" {:>8}", format!("n = {n}"));
     }
-    println!();
-    let line = |name: &str, histogram: &Histogram| {
+    for (name, histogram) in [("train", &report.train), ("validation", &report.validation)] {
         let (total, hits, mean) = (histogram.total(), histogram.hit_rate(), histogram.mean_match());
-        print!("{name:12} {total:>13} {:>7.2} % {mean:>10.3}", 100.0 * hits);
+        text += &format!("\n{name:12} {total:>13} {:>7.2} % {mean:>10.3}", 100.0 * hits);
         for n in 1..=report.max_n {
-            print!(" {:>6.2} %", 100.0 * histogram.share(n));
+            text += &format!(" {:>6.2} %", 100.0 * histogram.share(n));
         }
-        println!();
-    };
-    line("train", &report.train);
-    line("validation", &report.validation);
+    }
+    text.push('\n');
+    text
 }

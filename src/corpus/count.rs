@@ -104,6 +104,17 @@ impl Survivors {
         step: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, Error> {
         let passes = self.ends.len().div_ceil(PASS_POSITIONS).clamp(1, PARTITIONS);
+        self.scan_in(passes, shards, n, min_count, step)
+    }
+
+    fn scan_in(
+        &self,
+        passes: usize,
+        shards: &[Shard],
+        n: usize,
+        min_count: u64,
+        step: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self, Error> {
         let mut numbers: Vec<Map<u32>> = Vec::with_capacity(PARTITIONS);
         let mut next = Self { tokens: Vec::new(), counts: Vec::new(), candidates: 0, ends: Vec::new() };
         for pass in 0..passes {
@@ -232,4 +243,50 @@ fn chunks(shards: &[Shard]) -> Vec<Chunk> {
         before += tokens;
     }
     chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::corpus::{Dataset, DatasetWriter, SplitName};
+    use crate::tokenizer::{Tokenizer, train_bpe};
+
+    #[test]
+    fn several_passes_count_what_one_counts() {
+        let scratch = tempfile::tempdir().unwrap();
+        let json = scratch.path().join("tokenizer.json");
+        train_bpe(std::iter::once(String::new()), 257, &json).unwrap();
+        let tokenizer = Tokenizer::from_file(&json).unwrap();
+        let output = scratch.path().join("dataset");
+        let mut writer = DatasetWriter::create(&output, &tokenizer, &json, 0, 1000).unwrap();
+        let mut state = 1u64;
+        for _ in 0..40 {
+            let document: Vec<u32> = std::iter::repeat_with(|| {
+                state = mix(state.wrapping_add(1));
+                1 + (state % 20) as u32
+            })
+            .take(100)
+            .collect();
+            writer.append(SplitName::Train, &document, 0).unwrap();
+            writer.end_document(SplitName::Train).unwrap();
+        }
+        writer.finish().unwrap();
+        let dataset = Dataset::open(&output).unwrap();
+        let shards = &dataset.train().shards;
+        let ngrams = |survivors: &Survivors, n| {
+            let tokens = survivors.tokens.chunks_exact(n).map(<[u32]>::to_vec);
+            tokens.zip(survivors.counts.iter().copied()).collect::<std::collections::BTreeMap<_, _>>()
+        };
+        let first = Survivors::tokens(shards, &[0]).unwrap();
+        let second = first.scan(shards, 2, 2, &|_| ()).unwrap();
+        let third = second.scan(shards, 3, 2, &|_| ()).unwrap();
+        assert!(ngrams(&third, 3).len() > 50);
+        for passes in [2, 3, 7, PARTITIONS] {
+            let second_too = first.scan_in(passes, shards, 2, 2, &|_| ()).unwrap();
+            assert_eq!(ngrams(&second_too, 2), ngrams(&second, 2));
+            let third_too = second_too.scan_in(passes, shards, 3, 2, &|_| ()).unwrap();
+            assert_eq!(ngrams(&third_too, 3), ngrams(&third, 3));
+            assert_eq!(third_too.candidates, third.candidates);
+        }
+    }
 }

@@ -146,10 +146,16 @@ fn beside(path: &Path) -> Result<NamedTempFile, Error> {
 
 fn check_tokenizer(dataset: &Dataset, set: &FgramSet) -> Result<(), Error> {
     let (theirs, ours) = (&set.policy().tokenizer_sha256, dataset.tokenizer().sha256());
-    if theirs == ours {
-        return Ok(());
+    if theirs != ours {
+        let (theirs, ours) = (theirs.clone(), ours.to_owned());
+        return Err(Error::OtherTokenizer { what: "f-gram set", theirs, ours });
     }
-    Err(Error::OtherTokenizer { what: "f-gram set", theirs: theirs.clone(), ours: ours.to_owned() })
+    let (theirs, ours) = (&set.policy().special_tokens, dataset.special_tokens());
+    if *theirs != ours {
+        let what = format!("the f-gram set leaves out special tokens {theirs:?}, the dataset has {ours:?}");
+        return Err(Error::Option(what));
+    }
+    Ok(())
 }
 
 /// Gives the tags of a shard to `take`, in order, some millions at a time.

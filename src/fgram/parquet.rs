@@ -156,16 +156,18 @@ pub fn read_with(path: impl AsRef<Path>, default: &Policy) -> Result<FgramSet, F
 fn open(path: &Path, default: Option<&Policy>) -> Result<FgramSet, FileError> {
     let file =
         File::open(path).map_err(|source| FileError::Io { doing: "open", path: path.to_owned(), source })?;
-    let damaged = |source| FileError::Parquet { path: path.to_owned(), source };
-    let reader = SerializedFileReader::new(file).map_err(damaged)?;
-    let mut rows = Rows::default();
-    for group in 0..reader.num_row_groups() {
-        let group = reader.get_row_group(group).map_err(damaged)?;
-        rows.append(&*group).map_err(|error| match error {
-            RowError::Parquet(source) => damaged(source),
-            RowError::Content(what) => FileError::Content { path: path.to_owned(), what },
-        })?;
-    }
+    // The library panics on some damaged files (a negative offset, for one); that is an error like any other.
+    let reading = std::panic::AssertUnwindSafe(|| {
+        let reader = SerializedFileReader::new(file)?;
+        let rows = Rows::read(&reader)?;
+        Ok((reader, rows))
+    });
+    let outcome = std::panic::catch_unwind(reading)
+        .unwrap_or_else(|_| Err(ParquetError::General("its metadata makes no sense".to_owned()).into()));
+    let (reader, rows) = outcome.map_err(|error| match error {
+        RowError::Parquet(source) => FileError::Parquet { path: path.to_owned(), source },
+        RowError::Content(what) => FileError::Content { path: path.to_owned(), what },
+    })?;
     let metadata = reader.metadata().file_metadata().key_value_metadata();
     let value = |key| {
         let pair = metadata?.iter().find(|pair| pair.key == key)?;
@@ -240,9 +242,24 @@ struct Rows {
 }
 
 impl Rows {
+    fn read(reader: &SerializedFileReader<File>) -> Result<Self, RowError> {
+        let mut rows = Self::default();
+        for group in 0..reader.num_row_groups() {
+            rows.append(&*reader.get_row_group(group)?)?;
+        }
+        Ok(rows)
+    }
+
     fn append(&mut self, group: &dyn RowGroupReader) -> Result<(), RowError> {
         let metadata = group.metadata();
         let (tokens, counts) = (leaf(metadata, "tokens", 1)?, leaf(metadata, "count", 0)?);
+        for column in [metadata.column(tokens), metadata.column(counts)] {
+            // Checked here, for the library panics on it.
+            let offsets = [Some(column.data_page_offset()), column.dictionary_page_offset()];
+            if column.compressed_size() < 0 || offsets.into_iter().flatten().any(|offset| offset < 0) {
+                return Err("a column's place in the file is negative".to_owned().into());
+            }
+        }
         let full = metadata.column(tokens).column_descr().max_def_level();
         let before = self.ends.len();
         match group.get_column_reader(tokens)? {
@@ -343,4 +360,134 @@ fn leaf(group: &RowGroupMetaData, name: &str, repeated: i16) -> Result<usize, Ro
         let kind = if repeated == 1 { "list" } else { "plain" };
         format!("there is no {kind} column `{name}`").into()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(max_n: usize) -> Policy {
+        Policy { max_n, special_tokens: vec![0, 7], tokenizer_sha256: "a tokenizer".to_owned() }
+    }
+
+    /// Runs of one token: `(1 1 1)` needs `(1 1)` only, so any depth is closed.
+    fn rows(tokens: u32, depth: usize) -> Vec<(Vec<u32>, u64)> {
+        let mut rows: Vec<_> = (10..10 + tokens)
+            .flat_map(|token| (2..=depth).map(move |n| (vec![token; n], u64::from(token) * 100 - n as u64)))
+            .collect();
+        rows.sort_by(|a, b| rank_order((&a.0, a.1), (&b.0, b.1)));
+        rows
+    }
+
+    fn set(tokens: u32, depth: usize) -> FgramSet {
+        let rows = rows(tokens, depth);
+        FgramSet::from_ranked(policy(depth), rows.iter().map(|(t, c)| (t.as_slice(), *c))).unwrap()
+    }
+
+    /// What another engine writes: nullable columns of another type, no metadata of ours.
+    fn foreign(rows: &[(Vec<u32>, u64)], integer: &str, compression: Compression) -> Vec<u8> {
+        let schema = format!(
+            "message m {{ optional {integer} count; optional group tokens (LIST) {{ repeated group list {{ \
+             optional {integer} element; }} }} }}"
+        );
+        let properties = WriterProperties::builder().set_compression(compression).build();
+        let schema = Arc::new(parse_message_type(&schema).unwrap());
+        let mut file = Vec::new();
+        let mut writer = SerializedFileWriter::new(&mut file, schema, Arc::new(properties)).unwrap();
+        let mut group = writer.next_row_group().unwrap();
+        let counts: Vec<i64> = rows.iter().map(|row| row.1 as i64).collect();
+        let tokens: Vec<i64> = rows.iter().flat_map(|row| row.0.iter().map(|&id| id as i32 as i64)).collect();
+        let repetition: Vec<i16> =
+            rows.iter().flat_map(|row| (0..row.0.len()).map(|i| i16::from(i > 0))).collect();
+        for (values, level, repetition) in [(&counts, 1, None), (&tokens, 3, Some(&repetition[..]))] {
+            let mut column = group.next_column().unwrap().unwrap();
+            let definition = vec![level; values.len()];
+            if integer == "int32" {
+                let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
+                column.typed::<Int32Type>().write_batch(&values, Some(&definition), repetition).unwrap();
+            } else {
+                column.typed::<Int64Type>().write_batch(values, Some(&definition), repetition).unwrap();
+            }
+            column.close().unwrap();
+        }
+        group.close().unwrap();
+        writer.close().unwrap();
+        file
+    }
+
+    fn read_bytes(bytes: &[u8]) -> Result<FgramSet, FileError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("foreign.parquet");
+        std::fs::write(&path, bytes).unwrap();
+        read_with(path, &policy(16))
+    }
+
+    #[test]
+    fn a_set_survives_writing_and_reading() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("set.parquet");
+        for (tokens, depth) in [(0, 2), (1, 2), (30_000, 5)] {
+            let set = set(tokens, depth);
+            write(&set, &path).unwrap();
+            let again = read(&path).unwrap();
+            assert_eq!((again.policy(), again.counts()), (set.policy(), set.counts()));
+            assert_eq!(again.sha256(), set.sha256());
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn what_other_engines_write_is_read() {
+        let mut rows = rows(50, 4);
+        rows.reverse();
+        let zstd = Compression::ZSTD(ZstdLevel::default());
+        for integer in ["int32", "int64"] {
+            for compression in [Compression::UNCOMPRESSED, Compression::SNAPPY, zstd] {
+                let read = read_bytes(&foreign(&rows, integer, compression)).unwrap();
+                assert_eq!((read.sha256(), read.counts()), (set(50, 4).sha256(), set(50, 4).counts()));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_set_is_named() {
+        let say = |rows: &[(Vec<u32>, u64)]| {
+            let error = read_bytes(&foreign(rows, "int64", Compression::SNAPPY)).unwrap_err();
+            format!("{:#}", anyhow::Error::from(error))
+        };
+        let twice = say(&[(vec![1, 1], 5), (vec![1, 1], 5)]);
+        assert!(
+            twice.contains("foreign.parquet is not an f-gram set") && twice.contains("or the same"),
+            "{twice}"
+        );
+        assert!(say(&[(vec![1, 1, 1], 5)]).contains("its prefix is not"));
+        assert!(say(&[(vec![1, 7], 5)]).contains("a special token"));
+        assert!(say(&[(vec![1, u32::MAX], 5)]).contains("negative"));
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("foreign.parquet");
+        std::fs::write(&path, foreign(&rows(2, 3), "int64", Compression::SNAPPY)).unwrap();
+        assert!(read(path).unwrap_err().to_string().contains("metadata has no scone.max_n"));
+    }
+
+    /// Every truncation and many changed bytes: an error, or a set; no panic.
+    #[test]
+    fn damaged_files_are_errors() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("set.parquet");
+        write(&set(20, 4), &path).unwrap();
+        let ours = std::fs::read(&path).unwrap();
+        for good in [ours, foreign(&rows(20, 4), "int64", Compression::UNCOMPRESSED)] {
+            read_bytes(&good).unwrap();
+            for len in 0..good.len() {
+                assert!(read_bytes(&good[..len]).is_err(), "{len} bytes of {}", good.len());
+            }
+            for at in 0..good.len() {
+                for flip in [1, 0x80, 0xff] {
+                    let mut bad = good.clone();
+                    bad[at] ^= flip;
+                    drop(read_bytes(&bad));
+                }
+            }
+        }
+    }
 }

@@ -202,3 +202,115 @@ fn find_in(by_key: &hashbrown::HashMap<Key, u32>, tokens: &[u32]) -> Option<u32>
     }
     Some(rank)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fgram::twin;
+
+    fn policy(max_n: usize) -> Policy {
+        Policy { max_n, special_tokens: vec![0], tokenizer_sha256: "a tokenizer".to_owned() }
+    }
+
+    /// All n-grams of a stream without special tokens, ranked: cut anywhere, they are a closed set.
+    fn ranked(stream: &[u32], max_n: usize) -> Vec<(Vec<u32>, u64)> {
+        let mut counts = HashMap::new();
+        for n in 2..=max_n {
+            for ngram in stream.windows(n).filter(|ngram| !ngram.contains(&0)) {
+                *counts.entry(ngram.to_vec()).or_insert(0) += 1;
+            }
+        }
+        let mut ranked: Vec<_> = counts.into_iter().collect();
+        ranked.sort_by(|a, b| rank_order((&a.0, a.1), (&b.0, b.1)));
+        ranked
+    }
+
+    fn set_of(policy: Policy, ranked: &[(Vec<u32>, u64)]) -> Result<FgramSet, SetError> {
+        FgramSet::from_ranked(policy, ranked.iter().map(|(tokens, count)| (tokens.as_slice(), *count)))
+    }
+
+    proptest! {
+        #[test]
+        fn longest_match_equals_the_twin(
+            mined in prop::collection::vec(0u32..5, 0..120),
+            text in prop::collection::vec(0u32..6, 0..60),
+            max_n in 2usize..7,
+            size in 0usize..80,
+        ) {
+            let mut ranked = ranked(&mined, max_n);
+            ranked.truncate(size);
+            let set = set_of(policy(max_n), &ranked).unwrap();
+            let ngrams: HashSet<Vec<u32>> = ranked.iter().map(|(tokens, _)| tokens.clone()).collect();
+            for end in 0..=text.len() {
+                let found = set.longest_match(&text[..end]);
+                let n = found.map_or(1, |found| usize::from(found.n));
+                prop_assert_eq!(n, twin::longest_match(&ngrams, &text[..end]));
+                if let Some(found) = found {
+                    prop_assert_eq!(set.tokens(found.rank).unwrap(), &text[end - n..end]);
+                }
+            }
+            for (rank, (tokens, count)) in ranked.iter().enumerate() {
+                prop_assert_eq!(&set.tokens(rank as u32).unwrap(), tokens);
+                prop_assert_eq!(set.counts()[rank], *count);
+            }
+            prop_assert_eq!(set.tokens(ranked.len() as u32), None);
+        }
+
+        #[test]
+        fn a_set_with_a_hole_is_refused(
+            mined in prop::collection::vec(1u32..4, 20..60),
+            hole in any::<prop::sample::Index>(),
+        ) {
+            let mut ranked = ranked(&mined, 4);
+            let (gone, _) = ranked.remove(hole.index(ranked.len()));
+            let needed = ranked.iter().any(|(tokens, _)| {
+                tokens[1..] == gone[..] || tokens[..tokens.len() - 1] == gone[..]
+            });
+            let outcome = set_of(policy(4), &ranked);
+            prop_assert_eq!(matches!(outcome, Err(SetError::NotClosed { .. })), needed);
+        }
+
+        #[test]
+        fn damaged_arrays_never_panic_nor_hang(
+            keys in prop::collection::vec((any::<u32>(), 0u32..4), 0..20),
+            slots in prop::collection::vec(prop_oneof![0u32..24, Just(u32::MAX)], 0..40),
+            text in prop::collection::vec(0u32..4, 0..10),
+        ) {
+            let keys: Vec<Key> = keys
+                .into_iter()
+                .map(|(parent, token)| Key { parent: parent % 8 + (parent & 1) * MAX_VOCABULARY, token })
+                .collect();
+            let index = Index::new(&keys, &slots, 5);
+            for rank in 0..24 {
+                prop_assert!(index.tokens(rank).is_none_or(|tokens| tokens.len() <= 5));
+            }
+            index.matches(&text, 0);
+        }
+    }
+
+    #[test]
+    fn what_is_not_allowed_is_refused() {
+        let refused = |max_n, ranked: &[(Vec<u32>, u64)]| set_of(policy(max_n), ranked).unwrap_err();
+        let ngram = |tokens: &[u32], count| (tokens.to_vec(), count);
+        assert_eq!(refused(1, &[]), SetError::MaxN(1));
+        assert!(matches!(refused(2, &[ngram(&[1, 0], 5)]), SetError::Token { token: 0, .. }));
+        assert!(matches!(refused(2, &[ngram(&[1, MAX_VOCABULARY], 5)]), SetError::Token { .. }));
+        assert!(matches!(refused(2, &[ngram(&[1, 2, 3], 5)]), SetError::Length { len: 3, .. }));
+        assert!(matches!(refused(2, &[ngram(&[1], 5)]), SetError::Length { len: 1, .. }));
+        assert_eq!(refused(2, &[ngram(&[1, 2], 5), ngram(&[1, 2], 5)]), SetError::Order { rank: 0 });
+        assert_eq!(refused(2, &[ngram(&[1, 2], 5), ngram(&[1, 1], 5)]), SetError::Order { rank: 0 });
+    }
+
+    #[test]
+    fn identity_tells_sets_apart_but_not_counts() {
+        let set = |max_n, ranked: &[(Vec<u32>, u64)]| set_of(policy(max_n), ranked).unwrap().sha256();
+        let one = set(3, &[(vec![1, 2], 5)]);
+        assert_eq!(one, set(3, &[(vec![1, 2], 6)]));
+        assert_ne!(one, set(4, &[(vec![1, 2], 5)]));
+        assert_ne!(one, set(3, &[(vec![2, 1], 5)]));
+    }
+}

@@ -88,6 +88,35 @@ impl ModelDirectory {
         &self.tokenizer
     }
 
+    /// The tokens that end a text: those of `generation_config.json`, else the tokenizer's own.
+    ///
+    /// # Errors
+    /// Where the file is there and wrong.
+    pub fn stop_tokens(&self) -> Result<Vec<u32>, ModelError> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Eos {
+            One(u32),
+            Many(Vec<u32>),
+        }
+        #[derive(Deserialize)]
+        struct Generation {
+            #[serde(default)]
+            eos_token_id: Option<Eos>,
+        }
+        let file = self.path.join("generation_config.json");
+        if file.exists() {
+            let parsed: Generation = serde_json::from_str(&read(&file)?)
+                .map_err(|e| ModelError::config(&file, format!("\"eos_token_id\" must be a token id or a list: {e}")))?;
+            match parsed.eos_token_id {
+                Some(Eos::One(token)) => return Ok(vec![token]),
+                Some(Eos::Many(tokens)) => return Ok(tokens),
+                None => {}
+            }
+        }
+        Ok(self.tokenizer.eos().into_iter().collect())
+    }
+
     /// Gives up the tokenizer.
     pub fn into_tokenizer(self) -> Tokenizer {
         self.tokenizer

@@ -1,7 +1,6 @@
 //! The one place where the table meets the model: token ids become input embeddings.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{Device, Tensor};
 
@@ -19,28 +18,16 @@ pub enum Fgrams {
     Model(Arc<Table>, FgramModel),
 }
 
-/// Tokens embedded so far, by the length of their match: index 1 counts fallbacks (special tokens too).
-#[derive(Debug, Default)]
-pub struct MatchCounts([AtomicU64; crate::fgram::MAX_N + 1]);
-
-impl MatchCounts {
-    /// The counts.
-    pub fn get(&self) -> Vec<u64> {
-        self.0.iter().map(|count| count.load(Ordering::Relaxed)).collect()
-    }
-}
-
 /// The input embedding: `T`, and the embeddings of f-grams that replace its rows.
 pub struct Embedding {
     tokens: Tensor,
     fgrams: Fgrams,
-    counts: MatchCounts,
 }
 
 impl Embedding {
     /// `tokens` is `T` `[vocabulary, d]`.
     pub fn new(tokens: Tensor, fgrams: Fgrams) -> Self {
-        Self { tokens, fgrams, counts: MatchCounts::default() }
+        Self { tokens, fgrams }
     }
 
     /// `T`.
@@ -56,11 +43,6 @@ impl Embedding {
         }
     }
 
-    /// How long the matches were so far.
-    pub fn match_counts(&self) -> &MatchCounts {
-        &self.counts
-    }
-
     /// The input embeddings `[tokens, d]` of the new tokens of a ragged batch: `F(longest match)`, else `T(token)`.
     ///
     /// # Errors
@@ -73,49 +55,37 @@ impl Embedding {
         }
         let x = take_rows(&self.tokens, &Arc::new(ids))?;
         let Some(table) = self.table() else { return Ok(x) };
-        let (at, ranks) = self.matches(table, pieces);
+        let (at, ranks) = matches(table, pieces);
         if ranks.is_empty() {
             return Ok(x);
         }
         let mut staging = vec![0f32; ranks.len() * table.dim()];
         match &self.fgrams {
-            Fgrams::Model(_, model) => self.compute(table, model, &ranks, &mut staging)?,
+            Fgrams::Model(_, model) => {
+                staging.copy_from_slice(&rows_of(table.index(), model, &self.tokens, &ranks)?);
+            }
             _ => table.gather(&ranks, &mut staging)?,
         }
         overwrite_rows(&x, &at, &staging)?;
         Ok(x)
     }
+}
 
-    /// Which of the batch's new tokens end an f-gram, and its rank.
-    fn matches(&self, table: &Table, pieces: &[Piece<'_>]) -> (Vec<u32>, Vec<u32>) {
-        let index = table.index();
-        let (mut at, mut ranks) = (Vec::new(), Vec::new());
-        let mut row = 0;
-        for piece in pieces {
-            for found in index.matches(piece.tokens, piece.past) {
-                let n = found.map_or(1, |found| found.n);
-                self.counts.0[usize::from(n)].fetch_add(1, Ordering::Relaxed);
-                if let Some(found) = found {
-                    at.push(row);
-                    ranks.push(found.rank);
-                }
-                row += 1;
+/// Which of the batch's new tokens end an f-gram, and its rank.
+fn matches(table: &Table, pieces: &[Piece<'_>]) -> (Vec<u32>, Vec<u32>) {
+    let index = table.index();
+    let (mut at, mut ranks) = (Vec::new(), Vec::new());
+    let mut row = 0;
+    for piece in pieces {
+        for found in index.matches(piece.tokens, piece.past) {
+            if let Some(found) = found {
+                at.push(row);
+                ranks.push(found.rank);
             }
+            row += 1;
         }
-        (at, ranks)
     }
-
-    fn compute(
-        &self,
-        table: &Table,
-        model: &FgramModel,
-        ranks: &[u32],
-        staging: &mut [f32],
-    ) -> Result<(), ModelError> {
-        let rows = rows_of(table.index(), model, &self.tokens, ranks)?;
-        staging.copy_from_slice(&rows);
-        Ok(())
-    }
+    (at, ranks)
 }
 
 /// The rows of `ranks` as the f-gram model makes them, packed: what a table stores.

@@ -45,6 +45,25 @@ pub enum ModelError {
         /// Which of tokenizer, token embedding, f-gram model and f-gram set differ.
         differs: String,
     },
+    /// A set that the model was not trained with.
+    #[error("the f-gram set is not the one that {model} was trained with (scone.json has its hash)")]
+    WrongSet {
+        /// The model directory.
+        model: PathBuf,
+    },
+    /// A row that the f-gram model does not give.
+    #[error(
+        "{table}: row {rank} is not what the f-gram model computes (off by {difference} of its largest number): the \
+         table is damaged or was made by another model; rebuild it with `scone table build`"
+    )]
+    Row {
+        /// The table.
+        table: PathBuf,
+        /// Which row.
+        rank: u32,
+        /// The largest difference, as a share of the row's largest number.
+        difference: f32,
+    },
     /// The f-gram model is needed and not there.
     #[error("{0} has no fgram_model/: rows can only be computed from a directory that `scone-train fit` wrote")]
     NoFgramModel(PathBuf),

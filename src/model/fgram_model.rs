@@ -11,11 +11,13 @@ use super::{Attend, Decoder, FgramConfig, ModelError};
 pub struct Grams {
     tokens: Vec<u32>,
     lengths: Vec<usize>,
+    starts: Vec<usize>,
 }
 
 impl Grams {
     /// Adds one.
     pub fn push(&mut self, gram: &[u32]) {
+        self.starts.push(self.tokens.len());
         self.tokens.extend_from_slice(gram);
         self.lengths.push(gram.len());
     }
@@ -30,9 +32,12 @@ impl Grams {
         self.lengths.is_empty()
     }
 
-    /// Tokens of all of them together.
-    pub fn tokens(&self) -> usize {
-        self.tokens.len()
+    /// The tokens of the `i`-th.
+    ///
+    /// # Panics
+    /// Where there are fewer.
+    pub fn get(&self, i: usize) -> &[u32] {
+        &self.tokens[self.starts[i]..][..self.lengths[i]]
     }
 }
 

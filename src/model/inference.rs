@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::decoder::GetParameter;
 use super::ops::{CachedPiece, linear, take_rows};
-use super::{Attend, Config, Decoder, Embedding, Fgrams, KvCache, ModelError};
+use super::{Attend, Config, Decoder, Embedding, Fgrams, KvCache, ModelError, Piece, Wanted};
 
 /// The main model without its input embedding: decoder and head.
 pub struct MainModel {
@@ -28,30 +28,6 @@ impl MainModel {
             if config.tie_word_embeddings { token_embedding.clone() } else { get("lm_head.weight", &shape)? };
         Ok(Self { decoder, token_embedding, head })
     }
-}
-
-/// Which of a piece's new tokens the logits are wanted of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Logits {
-    /// None: a part of a prompt.
-    None,
-    /// The last: to sample from.
-    Last,
-    /// All: to score a prompt.
-    All,
-}
-
-/// The new tokens of one sequence in a ragged batch.
-#[derive(Clone, Copy, Debug)]
-pub struct Piece<'a> {
-    /// The sequence's place in the KV cache.
-    pub slot: usize,
-    /// All tokens of the sequence so far, the new ones last: matches look back into the old ones.
-    pub tokens: &'a [u32],
-    /// How many of them are old: their keys and values are in the cache.
-    pub past: usize,
-    /// Whose logits are wanted.
-    pub logits: Logits,
 }
 
 /// A model that serves: embedding, decoder, head, and the KV cache of its sequences.
@@ -112,7 +88,7 @@ impl Model {
         };
         let cached: Vec<CachedPiece> = pieces
             .iter()
-            .map(|p| CachedPiece { slot: p.slot, past: p.past, new: p.tokens.len().saturating_sub(p.past) })
+            .map(|p| CachedPiece { slot: p.slot, past: p.past, new: p.new_tokens() })
             .collect();
         let x = self.embedding.embed(pieces)?;
         let h = self.main.decoder.forward(&x, &Attend::Cached { cache, pieces: &cached })?;
@@ -120,10 +96,10 @@ impl Model {
         let mut at = 0u32;
         for (piece, cached) in pieces.iter().zip(&cached) {
             let end = at + cached.new as u32;
-            match piece.logits {
-                Logits::None => {}
-                Logits::Last => wanted.extend(end.checked_sub(1)),
-                Logits::All => wanted.extend(at..end),
+            match piece.wanted {
+                Wanted::None => {}
+                Wanted::Last => wanted.extend(end.checked_sub(1)),
+                Wanted::All => wanted.extend(at..end),
             }
             at = end;
         }
@@ -141,7 +117,7 @@ impl Model {
     pub fn score(&self, sequences: &[&[u32]]) -> Result<Tensor, ModelError> {
         let pieces: Vec<Piece<'_>> = sequences
             .iter()
-            .map(|tokens| Piece { slot: 0, tokens, past: 0, logits: Logits::All })
+            .map(|tokens| Piece { slot: 0, tokens, past: 0, wanted: Wanted::All })
             .collect();
         let lengths = sequences.iter().map(|tokens| tokens.len()).collect();
         let x = self.embedding.embed(&pieces)?;

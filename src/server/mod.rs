@@ -1,1 +1,94 @@
-//! The OpenAI surface on axum.
+//! The HTTP side: OpenAI's completion endpoint on axum.
+//!
+//! JSON, tokenizing, detokenizing, stop strings and formatting happen here; the engine sees token ids only. A request
+//! goes through `request` (JSON to checked fields), `completions` (prompts to tokens, tokens to the engine), `choice`
+//! and `transcript` (the engine's events to text, a choice each), and out as one `response` or through `stream` as many.
+//! Whatever is wrong with a request becomes an `error` in OpenAI's form; nothing here answers in plain text.
+//!
+//! A client that goes away drops its connection's future, with it the receivers of its events, and that is all the engine
+//! needs to free its places.
+
+mod body;
+mod choice;
+mod completions;
+mod error;
+mod models;
+mod request;
+mod response;
+mod stops;
+mod stream;
+mod transcript;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{Method, Uri};
+use axum::routing::{get, post};
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+
+use crate::engine::EngineHandle;
+use crate::tokenizer::Tokenizer;
+use error::ApiError;
+
+pub use models::{ModelCard, TableCard};
+
+/// How long answers that are under way may take to finish after the signal to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What the server serves.
+#[derive(Debug)]
+pub struct App {
+    /// Where sequences are run.
+    pub engine: EngineHandle,
+    /// The model's tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// What `/v1/models` says.
+    pub card: ModelCard,
+    /// Tokens that end a completion unless `ignore_eos` is set.
+    pub stop_tokens: Vec<u32>,
+}
+
+/// Serves until `shutdown` completes; then takes no more connections and returns when all answers under way are finished,
+/// or after five seconds.
+///
+/// # Errors
+/// As the listener's.
+pub async fn run(
+    listener: TcpListener,
+    app: App,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let signal = async move {
+        shutdown.await;
+        let _ = tell.send(());
+    };
+    let overdue = async move {
+        let _ = told.await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    // Tokens are small packets that must not wait for each other.
+    let listener = listener.tap_io(|socket| {
+        let _ = socket.set_nodelay(true);
+    });
+    tokio::select! {
+        result = axum::serve(listener, router(app)).with_graceful_shutdown(signal).into_future() => result,
+        () = overdue => Ok(()),
+    }
+}
+
+fn router(app: App) -> Router {
+    Router::new()
+        .route("/v1/completions", post(completions::create))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::retrieve))
+        .route("/health", get(models::health))
+        .fallback(|uri: Uri| async move { ApiError::unknown_path(uri.path()) })
+        .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
+            ApiError::wrong_method(&method, uri.path())
+        })
+        .with_state(Arc::new(app))
+}

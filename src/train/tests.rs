@@ -1,0 +1,155 @@
+//! Gradients of the whole joint model: that every parameter has one, and that it is right.
+
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use rand::{RngExt, SeedableRng};
+
+use super::*;
+
+const VOCABULARY: usize = 40;
+
+fn config(fgrams: bool) -> RunConfig {
+    let mut config = RunConfig::example();
+    config.model = ModelSection {
+        hidden_size: 16,
+        intermediate_size: 24,
+        layers: 2,
+        heads: 4,
+        kv_heads: 2,
+        context: 24,
+        init_std: 0.3,
+        ..ModelSection::default()
+    };
+    if !fgrams {
+        config.fgram = None;
+    }
+    config
+}
+
+/// A batch whose matches are as long as a window allows, up to 4, so that f-grams of every length occur, some twice.
+fn batch() -> Batch {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
+    let context = 24;
+    let inputs: Vec<u32> = (0..3 * context).map(|_| rng.random_range(1..8)).collect();
+    let targets = (0..3 * context).map(|_| rng.random_range(0..VOCABULARY as u32)).collect();
+    let matches = (0..3 * context).map(|i| rng.random_range(1..=4).min(i % context + 1) as u8).collect();
+    Batch { inputs, targets: Arc::new(targets), matches, context }
+}
+
+fn model(fgrams: bool) -> (JointModel, Parameters) {
+    let config = config(fgrams);
+    let mut parameters = Parameters::new(5, config.model.init_std);
+    let model = JointModel::create(&config, VOCABULARY, 4, &mut parameters).unwrap();
+    // At its initial value of 0 the gain would hide the f-gram model.
+    if let Some(gain) = parameters.get("fgram/output_gain") {
+        let values: Vec<f32> = (0..gain.elem_count()).map(|i| 0.3 + 0.05 * i as f32).collect();
+        gain.set(&Tensor::from_vec(values, gain.shape(), &Device::Cpu).unwrap()).unwrap();
+    }
+    (model, parameters)
+}
+
+fn loss(model: &JointModel, batch: &Batch) -> f64 {
+    f64::from(model.loss(batch).unwrap().to_scalar::<f32>().unwrap())
+}
+
+/// Along its own gradient g a loss grows by |g| a unit: a central difference in that direction must give the norm.
+#[test]
+fn every_parameter_receives_its_gradient() {
+    for fgrams in [false, true] {
+        let (model, parameters) = model(fgrams);
+        let batch = batch();
+        let gradients = model.loss(&batch).unwrap().backward().unwrap();
+        assert_eq!(parameters.iter().any(|(name, _)| name.starts_with("fgram/")), fgrams);
+        for (name, var) in parameters.iter() {
+            let gradient = gradients.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let norm = gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+            assert!(norm > 1e-4, "the gradient of {name} is {norm}");
+            let before = var.as_tensor().copy().unwrap();
+            let step = 0.02;
+            let mut at = |sign: f64| {
+                let moved = (&before + (gradient * (sign * step / f64::from(norm))).unwrap()).unwrap();
+                var.set(&moved).unwrap();
+                loss(&model, &batch)
+            };
+            let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
+            var.set(&before).unwrap();
+            let error = (slope - f64::from(norm)).abs() / f64::from(norm);
+            assert!(error < 0.02, "{name}: the loss grows by {slope}, its gradient has norm {norm}");
+        }
+    }
+}
+
+#[test]
+fn unique_grams_cover_every_position_once() {
+    let batch = batch();
+    let unique = unique_grams(&batch, VOCABULARY);
+    let mut seen = std::collections::HashSet::new();
+    for (i, &row) in unique.rows.iter().enumerate() {
+        let n = usize::from(batch.matches[i]);
+        if n < 2 {
+            assert_eq!(row, batch.inputs[i]);
+        } else {
+            let gram = unique.grams.get(row as usize - VOCABULARY);
+            assert_eq!(gram, &batch.inputs[i + 1 - n..=i]);
+            seen.insert(gram.to_vec());
+        }
+    }
+    assert_eq!(seen.len(), unique.grams.len(), "an f-gram is computed twice");
+    assert!(seen.len() < unique.hits, "no f-gram occurs twice: the test shows nothing");
+    let lengths: Vec<usize> = (0..unique.grams.len()).map(|i| unique.grams.get(i).len()).collect();
+    assert!(lengths.is_sorted(), "grouped by length");
+}
+
+#[test]
+fn a_gain_of_zero_starts_as_the_baseline() {
+    let batch = batch();
+    let losses = [false, true].map(|fgrams| {
+        let config = config(fgrams);
+        let mut parameters = Parameters::new(5, config.model.init_std);
+        loss(&JointModel::create(&config, VOCABULARY, 4, &mut parameters).unwrap(), &batch)
+    });
+    assert_eq!(losses[0], losses[1]);
+}
+
+#[test]
+fn learning_rate_warms_up_and_falls_to_its_share() {
+    let config = OptimizerConfig {
+        steps: 100,
+        warmup_steps: 10,
+        learning_rate: 2.0,
+        final_share: 0.25,
+        ..OptimizerConfig::default()
+    };
+    let rates: Vec<f64> = (1..=100).map(|step| learning_rate(&config, step)).collect();
+    assert!((rates[0] - 0.2).abs() < 1e-12 && (rates[9] - 2.0).abs() < 1e-12 && (rates[99] - 0.5).abs() < 1e-12);
+    assert!(rates[..10].is_sorted() && rates[9..].iter().rev().is_sorted());
+    let without = OptimizerConfig { warmup_steps: 0, ..config };
+    assert!(learning_rate(&without, 1).is_finite());
+}
+
+/// One update against the formulas of the paper, in f64.
+#[test]
+fn adamw_equals_the_textbook() {
+    let config = OptimizerConfig { weight_decay: 0.1, ..OptimizerConfig::default() };
+    let mut optimizer = AdamW::new(&config);
+    let var = candle_core::Var::new(&[[0.5f32, -0.25], [1.0, 0.0]], &Device::Cpu).unwrap();
+    let (mut p, mut m, mut v) = ([0.5f64, -0.25, 1.0, 0.0], [0.0; 4], [0.0; 4]);
+    for step in 1..=20u64 {
+        let g: Vec<f64> = (0..4).map(|i| ((step * 7 + i * 3) % 11) as f64 / 5.0 - 1.0).collect();
+        let gradient = Tensor::new(g.iter().map(|&g| g as f32).collect::<Vec<_>>(), &Device::Cpu).unwrap();
+        optimizer.update("w", &var, &gradient.reshape((2, 2)).unwrap(), step, 0.01, 0.5).unwrap();
+        for i in 0..4 {
+            let g = 0.5 * g[i];
+            m[i] = config.beta1 * m[i] + (1.0 - config.beta1) * g;
+            v[i] = config.beta2 * v[i] + (1.0 - config.beta2) * g * g;
+            let m = m[i] / (1.0 - config.beta1.powi(step as i32));
+            let v = v[i] / (1.0 - config.beta2.powi(step as i32));
+            p[i] -= 0.01 * (m / (v.sqrt() + config.epsilon) + 0.1 * p[i]);
+        }
+    }
+    let ours: Vec<f32> = var.flatten_all().unwrap().to_vec1().unwrap();
+    for (ours, p) in ours.iter().zip(p) {
+        assert!((f64::from(*ours) - p).abs() < 1e-5, "{ours} is not {p}");
+    }
+}

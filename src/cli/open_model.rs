@@ -1,0 +1,63 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use candle_core::Device;
+
+use super::DEFAULT_MODEL;
+use crate::engine::Forward;
+use crate::model::ModelDirectory;
+use crate::server::TableCard;
+use crate::table::Table;
+use crate::tokenizer::Tokenizer;
+
+/// A model directory, ready to run.
+pub(super) struct Opened {
+    pub(super) forward: Box<dyn Forward>,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) info: ModelInfo,
+}
+
+/// What an operator wants to know of a model.
+#[derive(Debug, Clone)]
+pub(super) struct ModelInfo {
+    pub(super) parameters: usize,
+    pub(super) layers: usize,
+    pub(super) width: usize,
+    pub(super) table: Option<TableCard>,
+    /// Memory of the weights, in bytes.
+    pub(super) weight_bytes: u64,
+    /// Memory of the keys and values of all slots, in bytes.
+    pub(super) kv_bytes: u64,
+    /// Tokens that end a text.
+    pub(super) stop_tokens: Vec<u32>,
+}
+
+/// Loads the model in `directory`, with places for `slots` sequences, and its table: the one at `table` if given,
+/// otherwise the one that the directory names, if it names one.
+pub(super) fn open_model(directory: &Path, table: Option<&Path>, slots: usize) -> Result<Opened> {
+    if !directory.is_dir() {
+        bail!(
+            "there is no model directory at {}: name one that holds config.json, model.safetensors and tokenizer.json, or \
+             start the program where {DEFAULT_MODEL} is",
+            directory.display()
+        );
+    }
+    let directory = ModelDirectory::open(directory)?;
+    let model = directory.load(table, slots, &Device::Cpu)?;
+    let card = |table: &Arc<Table>| TableCard {
+        rows: table.len(),
+        bytes: table.bytes(),
+        dtype: table.row_type().to_string(),
+    };
+    let info = ModelInfo {
+        parameters: model.config().parameters(),
+        layers: model.config().num_hidden_layers,
+        width: model.config().hidden_size,
+        table: model.embedding().table().map(card),
+        weight_bytes: model.weight_bytes() as u64,
+        kv_bytes: model.cache().map_or(0, |cache| cache.bytes() as u64),
+        stop_tokens: directory.stop_tokens()?,
+    };
+    Ok(Opened { forward: Box::new(model), tokenizer: directory.into_tokenizer(), info })
+}

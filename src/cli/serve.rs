@@ -1,0 +1,140 @@
+//! `scone serve`: completions over HTTP.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use indicatif::{HumanBytes, HumanCount};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::DEFAULT_MODEL;
+use super::open_model::{ModelInfo, Opened, open_model};
+use crate::engine::{Config, Engine, EngineHandle};
+use crate::server::{self, App, ModelCard};
+
+/// Serves a model over HTTP, with OpenAI's completion endpoint.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  scone serve --listen 0.0.0.0:8080
+  curl http://127.0.0.1:8080/v1/completions -H 'Content-Type: application/json' \\
+    -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 50}'
+
+It prints `listening on http://ADDRESS:PORT` on standard output once requests are served. On SIGTERM or Ctrl-C it takes no
+more connections, finishes the answers under way (for at most five seconds) and exits with 0.")]
+pub struct Args {
+    /// The model's directory, in the Hugging Face layout
+    #[arg(value_name = "MODEL_DIR", env = "SCONE_MODEL_DIR", default_value = DEFAULT_MODEL)]
+    model: PathBuf,
+    /// Address and port to listen on; port 0 takes a free one
+    #[arg(long, env = "SCONE_LISTEN", default_value = "127.0.0.1:8080")]
+    listen: String,
+    /// Another table of f-gram embeddings than the directory's; refused unless it fits the model
+    #[arg(long, value_name = "FILE", env = "SCONE_TABLE")]
+    table: Option<PathBuf>,
+    /// The name that clients use for the model [default: the directory's]
+    #[arg(long, value_name = "NAME", env = "SCONE_MODEL_NAME")]
+    model_name: Option<String>,
+    /// Sequences that run at a time; memory for their keys and values is taken at the start
+    #[arg(long, value_name = "N", env = "SCONE_MAX_SEQUENCES", default_value_t = 16, value_parser = at_least_one)]
+    max_sequences: usize,
+    /// Sequences that may wait for a place; beyond them requests are answered with 429
+    #[arg(long, value_name = "N", env = "SCONE_MAX_QUEUE", default_value_t = 256, value_parser = at_least_one)]
+    max_queue: usize,
+    /// Tokens that one step computes at most; longer prompts are read in several, between which the others go on
+    #[arg(long, value_name = "N", env = "SCONE_MAX_BATCH_TOKENS", default_value_t = 512, value_parser = at_least_one)]
+    max_batch_tokens: usize,
+    /// Threads that compute [default: one a core]
+    #[arg(long, value_name = "N", env = "SCONE_THREADS", value_parser = at_least_one)]
+    threads: Option<usize>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the address cannot be listened on or the model cannot be loaded.
+pub fn run(args: &Args) -> Result<()> {
+    if let Some(threads) = args.threads {
+        set_threads(threads)?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Before the model is loaded: that the port is taken should not have to be waited for.
+    let listener = runtime.block_on(TcpListener::bind(&args.listen)).with_context(|| {
+        format!("cannot listen on {}: choose another address or a free port with --listen", args.listen)
+    })?;
+    let Opened { forward, tokenizer, info } =
+        open_model(&args.model, args.table.as_deref(), args.max_sequences)?;
+    let config = Config { max_batch_tokens: args.max_batch_tokens, max_queue: args.max_queue };
+    let engine = Engine::start(forward, config).context("cannot start the engine")?;
+    let card = ModelCard {
+        id: args.model_name.clone().unwrap_or_else(|| directory_name(&args.model)),
+        created: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+        table: info.table.clone(),
+    };
+    eprint!("{}", describe(&card.id, &info, &engine.handle(), args.max_sequences));
+    let stop_tokens = info.stop_tokens;
+    let app = App { engine: engine.handle(), tokenizer: Arc::new(tokenizer), card, stop_tokens };
+    runtime.block_on(serve(listener, app))?;
+    // What is not finished by now has had its time.
+    runtime.shutdown_background();
+    Ok(())
+}
+
+async fn serve(listener: TcpListener, app: App) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        eprintln!("stopping: finishing the answers under way");
+    };
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "listening on http://{}", listener.local_addr()?)?;
+    stdout.flush()?;
+    Ok(server::run(listener, app, shutdown).await?)
+}
+
+fn describe(name: &str, info: &ModelInfo, engine: &EngineHandle, sequences: usize) -> String {
+    let ModelInfo { parameters, layers, width, table, weight_bytes, kv_bytes, .. } = info;
+    let (parameters, vocabulary) = (HumanCount(*parameters as u64), HumanCount(engine.vocab_size() as u64));
+    let context = HumanCount(engine.context() as u64);
+    let (table, table_bytes) = match table {
+        None => ("none: token embeddings only".to_owned(), 0),
+        Some(table) => {
+            let rows = HumanCount(table.rows as u64);
+            (format!("{rows} rows of {}, {}", table.dtype, HumanBytes(table.bytes)), table.bytes)
+        }
+    };
+    let [weights, kv, mapped] = [*weight_bytes, *kv_bytes, table_bytes].map(HumanBytes);
+    format!(
+        "model   {name}: {parameters} parameters, {layers} layers of width {width}, {vocabulary} tokens, context {context}\n\
+         table   {table}\n\
+         memory  weights {weights}, keys and values {kv} (for {sequences} sequences), table {mapped} (mapped)\n"
+    )
+}
+
+fn directory_name(path: &Path) -> String {
+    let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    full.file_name().map_or_else(|| "default".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// Sizes the one pool of threads that everything computes on.
+pub(super) fn set_threads(threads: usize) -> Result<()> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .context("cannot start the threads that compute")
+}
+
+pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("must be at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
+}

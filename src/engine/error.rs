@@ -1,0 +1,40 @@
+use thiserror::Error;
+
+/// Why the engine did not take a request.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum EngineError {
+    /// As many sequences wait as may.
+    #[error("the server is busy: {waiting} sequences wait and {limit} may; try again later")]
+    QueueFull {
+        /// Sequences that wait now.
+        waiting: usize,
+        /// The most that may.
+        limit: usize,
+    },
+    /// The engine's thread has ended, or is about to.
+    #[error("the engine has stopped and takes no more requests")]
+    Stopped,
+    /// A sequence needs a token to start from.
+    #[error("the prompt is empty: at least one token is needed to start from")]
+    EmptyPrompt,
+    /// A token of the prompt is not in the vocabulary.
+    #[error("token {token} of the prompt is not below the vocabulary's size, {vocab_size}")]
+    UnknownToken {
+        /// The token's id.
+        token: u32,
+        /// The number of ids that there are.
+        vocab_size: usize,
+    },
+    /// Prompt and output together do not fit.
+    #[error(
+        "{prompt} prompt tokens and up to {max_tokens} more do not fit into the context of {context} tokens"
+    )]
+    TooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+        /// The most tokens of a sequence.
+        context: usize,
+    },
+}

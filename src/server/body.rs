@@ -1,0 +1,73 @@
+use axum::body::Body;
+use axum::http::{Request, header};
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+
+/// The largest body that is taken, in bytes: room for a million token ids.
+pub(super) const BODY_LIMIT: usize = 8 << 20;
+
+/// How much of a larger body is read and thrown away. A client that is still sending when the connection closes would
+/// see a reset instead of the answer.
+const DISCARD_LIMIT: usize = 64 << 20;
+
+/// The fields of a JSON object, taken out one by one. A null is as good as no field, and what is never asked for is ignored.
+#[derive(Debug)]
+pub(super) struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// Reads a request's body.
+    pub(super) async fn read(request: Request<Body>) -> Result<Self, ApiError> {
+        check_content_type(&request)?;
+        Self::parse(&read_all(request.into_body()).await?)
+    }
+
+    fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(fields)) => Ok(Self(fields)),
+            Ok(_) => Err(ApiError::bad_request("the body must be a JSON object")),
+            Err(error) => Err(ApiError::bad_request(format!("the body is not valid JSON: {error}"))),
+        }
+    }
+
+    /// The field as it is, if it is there and not null.
+    pub(super) fn take_value(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// The field as a `T`, if it is there and not null.
+    pub(super) fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>, ApiError> {
+        self.take_value(name)
+            .map(|value| {
+                serde_json::from_value(value)
+                    .map_err(|error| ApiError::invalid(name, format!("`{name}`: {error}")))
+            })
+            .transpose()
+    }
+}
+
+/// A missing content type passes for JSON; a wrong one is refused, since a form or a file would parse as nonsense.
+fn check_content_type(request: &Request<Body>) -> Result<(), ApiError> {
+    let Some(value) = request.headers().get(header::CONTENT_TYPE) else { return Ok(()) };
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let kind = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    let is_json = kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"));
+    if is_json { Ok(()) } else { Err(ApiError::wrong_content_type(&text)) }
+}
+
+async fn read_all(body: Body) -> Result<Vec<u8>, ApiError> {
+    let mut stream = body.into_data_stream();
+    let (mut bytes, mut seen) = (Vec::new(), 0);
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|error| ApiError::bad_request(format!("the body broke off: {error}")))?;
+        seen += chunk.len();
+        if seen <= BODY_LIMIT {
+            bytes.extend_from_slice(&chunk);
+        } else if seen > DISCARD_LIMIT {
+            break;
+        }
+    }
+    if seen <= BODY_LIMIT { Ok(bytes) } else { Err(ApiError::too_large(BODY_LIMIT)) }
+}

@@ -1,0 +1,110 @@
+use axum::Json;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::engine::EngineError;
+
+/// An error as OpenAI's clients expect it: a status, and `{"error": {"message", "type", "param", "code"}}`.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    message: String,
+    param: Option<&'static str>,
+    code: Option<&'static str>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None }
+    }
+
+    /// The request is wrong as a whole.
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// A field of the request is wrong.
+    pub(super) fn invalid(param: &'static str, message: impl Into<String>) -> Self {
+        Self { param: Some(param), ..Self::bad_request(message) }
+    }
+
+    /// A field asks for more tokens than the context has.
+    pub(super) fn too_long(param: &'static str, message: impl Into<String>) -> Self {
+        Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
+    }
+
+    pub(super) fn unknown_model(name: &str, ours: &str) -> Self {
+        let message = format!("the model `{name}` does not exist; this server has `{ours}`");
+        Self {
+            param: Some("model"),
+            code: Some("model_not_found"),
+            ..Self::new(StatusCode::NOT_FOUND, message)
+        }
+    }
+
+    pub(super) fn unknown_path(path: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}"))
+    }
+
+    pub(super) fn wrong_method(method: &Method, path: &str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} does not take {method}"))
+    }
+
+    pub(super) fn wrong_content_type(found: &str) -> Self {
+        let message =
+            format!("the body's content type is `{found}`; send JSON, with `Content-Type: application/json`");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
+    }
+
+    pub(super) fn too_large(limit: usize) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the body is larger than {limit} bytes, the most that is taken"),
+        )
+    }
+
+    /// The server's own fault.
+    pub(super) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    /// The object that goes into the body, or into a stream that has begun.
+    pub(super) fn body(&self) -> Value {
+        let kind = match self.status {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
+        let message = error.to_string();
+        match error {
+            EngineError::QueueFull { .. } => {
+                Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+            }
+            EngineError::Stopped => Self::unavailable(message),
+            EngineError::EmptyPrompt | EngineError::UnknownToken { .. } => Self::invalid("prompt", message),
+            EngineError::TooLong { .. } => Self::too_long("max_tokens", message),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}

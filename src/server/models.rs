@@ -1,0 +1,69 @@
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::App;
+use super::error::ApiError;
+
+/// What a client is told of the model.
+#[derive(Debug, Clone)]
+pub struct ModelCard {
+    /// The name that requests use.
+    pub id: String,
+    /// When the server loaded it, in seconds since 1970.
+    pub created: u64,
+    /// Its table of f-gram embeddings, if it has one.
+    pub table: Option<TableCard>,
+}
+
+/// What a client is told of a table.
+#[derive(Debug, Clone, Serialize)]
+pub struct TableCard {
+    /// How many f-grams have a row.
+    pub rows: usize,
+    /// The size of its file.
+    pub bytes: u64,
+    /// The type of its rows.
+    pub dtype: String,
+}
+
+/// `GET /v1/models`.
+pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({"object": "list", "data": [describe(&app)]}))
+}
+
+/// `GET /v1/models/{id}`.
+pub(super) async fn retrieve(
+    State(app): State<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let Path(id) = id.map_err(|error| ApiError::bad_request(error.body_text()))?;
+    if id == app.card.id { Ok(Json(describe(&app))) } else { Err(ApiError::unknown_model(&id, &app.card.id)) }
+}
+
+fn describe(app: &App) -> Value {
+    let ModelCard { id, created, table } = &app.card;
+    let mut model = json!({
+        "id": id,
+        "object": "model",
+        "created": created,
+        "owned_by": "scone",
+        "max_model_len": app.engine.context(),
+    });
+    if let Some(table) = table {
+        model["scone"] = json!({"table": table});
+    }
+    model
+}
+
+/// `GET /health`: whether requests are served, and how many are.
+pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    if !app.engine.is_alive() {
+        return Err(ApiError::unavailable("the engine has stopped"));
+    }
+    Ok(Json(json!({"status": "ok", "running": app.engine.running(), "waiting": app.engine.waiting()})))
+}

@@ -1,0 +1,99 @@
+use serde::{Serialize, Serializer};
+
+use super::choice::Piece;
+use super::transcript::Entry;
+
+/// The body of an answer, or of one chunk of it.
+#[derive(Debug, Serialize)]
+pub(super) struct Completion<'a> {
+    #[serde(flatten)]
+    pub(super) head: &'a Head,
+    pub(super) choices: Vec<ChoiceBody>,
+    pub(super) usage: Option<Usage>,
+}
+
+/// What every chunk of an answer repeats.
+#[derive(Debug, Serialize)]
+pub(super) struct Head {
+    pub(super) id: String,
+    pub(super) object: &'static str,
+    /// Seconds since 1970.
+    pub(super) created: u64,
+    pub(super) model: String,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct ChoiceBody {
+    index: usize,
+    text: String,
+    logprobs: Option<Logprobs>,
+    finish_reason: Option<FinishReason>,
+}
+
+/// Why a choice ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum FinishReason {
+    Stop,
+    Length,
+}
+
+#[derive(Debug, Default, Clone, Copy, Serialize)]
+pub(super) struct Usage {
+    pub(super) prompt_tokens: usize,
+    pub(super) completion_tokens: usize,
+    pub(super) total_tokens: usize,
+}
+
+/// Lists of equal length, an item a token.
+#[derive(Debug, Default, Serialize)]
+struct Logprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<TopLogprobs>>,
+    text_offset: Vec<usize>,
+}
+
+/// An object from token to log-probability, the likeliest first.
+#[derive(Debug)]
+struct TopLogprobs(Vec<(String, f32)>);
+
+impl Usage {
+    pub(super) fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
+        Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+    }
+}
+
+impl ChoiceBody {
+    pub(super) fn new(piece: Piece, has_logprobs: bool) -> Self {
+        let Piece { index, text, entries, finish, .. } = piece;
+        Self { index, text, logprobs: has_logprobs.then(|| Logprobs::new(entries)), finish_reason: finish }
+    }
+}
+
+impl Logprobs {
+    fn new(entries: Vec<Entry>) -> Self {
+        let mut lists = Self::default();
+        for Entry { token, logprob, top, offset } in entries {
+            lists.tokens.push(token);
+            lists.token_logprobs.push(logprob.map(finite));
+            lists.top_logprobs.push(top.map(TopLogprobs));
+            lists.text_offset.push(offset);
+        }
+        lists
+    }
+}
+
+impl Serialize for TopLogprobs {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // Two tokens can have one text; a JSON object can have it once, with the higher value.
+        let is_first = |i: usize| !self.0[..i].iter().any(|(token, _)| *token == self.0[i].0);
+        let items = self.0.iter().enumerate().filter(|&(i, _)| is_first(i));
+        serializer.collect_map(items.map(|(_, (token, logprob))| (token, finite(*logprob))))
+    }
+}
+
+/// JSON has no infinity: an impossible token gets what other servers give it.
+fn finite(logprob: f32) -> f32 {
+    logprob.max(-9999.0)
+}

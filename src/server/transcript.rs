@@ -1,0 +1,172 @@
+use super::stops::StopStrings;
+
+/// A token as a choice's `logprobs` show it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Entry {
+    pub(super) token: String,
+    /// None for the first token of a prompt.
+    pub(super) logprob: Option<f32>,
+    pub(super) top: Option<Vec<(String, f32)>>,
+    /// Where the token's text begins, in characters from the start of the choice's text.
+    pub(super) offset: usize,
+}
+
+/// What a choice may show next: text, and the tokens that begin in it.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Released {
+    pub(super) text: String,
+    pub(super) entries: Vec<Entry>,
+    /// A stop string was met: this is the last.
+    pub(super) is_stopped: bool,
+}
+
+/// The text of one choice as it grows. It holds back what may turn out to be a stop string, so that nothing is released
+/// that has to be taken back: all releases together are the text, cut before the first stop string.
+#[derive(Debug)]
+pub(super) struct Transcript {
+    stops: StopStrings,
+    held: String,
+    /// Characters before `held`, and before its end.
+    released: usize,
+    end: usize,
+    /// Tokens that begin in `held`, or at its end.
+    entries: Vec<Entry>,
+}
+
+impl Transcript {
+    pub(super) fn new(stops: StopStrings) -> Self {
+        Self { stops, held: String::new(), released: 0, end: 0, entries: Vec::new() }
+    }
+
+    /// Adds a token's text, in which no stop string is looked for: the prompt's, which is echoed. It goes out with the
+    /// next [`Self::release`].
+    pub(super) fn echo(&mut self, text: &str, entry: Option<Entry>) {
+        self.append(text, entry);
+    }
+
+    /// Releases what [`Self::echo`] took.
+    pub(super) fn release(&mut self) -> Released {
+        let entries = std::mem::take(&mut self.entries);
+        self.released = self.end;
+        Released { text: std::mem::take(&mut self.held), entries, is_stopped: false }
+    }
+
+    /// Adds the text that a generated token has made certain, with the token if its log-probability is to be shown.
+    pub(super) fn push(&mut self, text: &str, entry: Option<Entry>) -> Released {
+        self.append(text, entry);
+        if let Some(stopped) = self.cut() {
+            return stopped;
+        }
+        let rest = self.held.split_off(self.held.len() - self.stops.held_back(&self.held));
+        let text = std::mem::replace(&mut self.held, rest);
+        self.released += text.chars().count();
+        let in_text = self.entries.partition_point(|entry| entry.offset < self.released);
+        Released { text, entries: self.entries.drain(..in_text).collect(), is_stopped: false }
+    }
+
+    /// Adds the last of the text and releases all that is held: no stop string can come any more.
+    pub(super) fn finish(&mut self, text: &str) -> Released {
+        self.append(text, None);
+        self.cut().unwrap_or_else(|| self.release())
+    }
+
+    fn append(&mut self, text: &str, entry: Option<Entry>) {
+        self.entries.extend(entry.map(|entry| Entry { offset: self.end, ..entry }));
+        self.held.push_str(text);
+        self.end += text.chars().count();
+    }
+
+    /// Cuts at a stop string. Released text never has a part of one, so it begins in what is held.
+    fn cut(&mut self) -> Option<Released> {
+        self.held.truncate(self.stops.find(&self.held)?);
+        let end = self.released + self.held.chars().count();
+        self.entries.retain(|entry| entry.offset < end);
+        Some(Released { is_stopped: true, ..self.release() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn entry(token: &str) -> Option<Entry> {
+        Some(Entry { token: token.into(), logprob: None, top: None, offset: 0 })
+    }
+
+    /// Reads token by token, looking through the whole text each time.
+    fn naive(tokens: &[String], stops: &[String]) -> (String, usize, bool) {
+        let mut text = String::new();
+        for token in tokens {
+            text.push_str(token);
+            if let Some(cut) = stops.iter().filter_map(|stop| text.find(stop)).min() {
+                text.truncate(cut);
+                let mut start = 0;
+                let starts = tokens.iter().take_while(|token| {
+                    let is_before = start < cut;
+                    start += token.len();
+                    is_before
+                });
+                return (text, starts.count(), true);
+            }
+        }
+        (text, tokens.len(), false)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn what_is_released_is_the_text_cut_before_the_first_stop(
+            tokens in prop::collection::vec("[abé]{1,3}", 0..12),
+            stops in prop::collection::vec("[abé]{1,5}", 0..3),
+        ) {
+            let mut transcript = Transcript::new(StopStrings::new(stops.clone()));
+            let mut all = Released::default();
+            let mut add = |released: Released| {
+                all.text.push_str(&released.text);
+                all.entries.extend(released.entries);
+                all.is_stopped |= released.is_stopped;
+                released.is_stopped
+            };
+            if !tokens.iter().any(|token| add(transcript.push(token, entry(token)))) {
+                add(transcript.finish(""));
+            }
+            let (text, count, is_stopped) = naive(&tokens, &stops);
+            prop_assert_eq!(&all.text, &text);
+            prop_assert_eq!(all.is_stopped, is_stopped);
+            prop_assert_eq!(all.entries.len(), count);
+            let mut offset = 0;
+            for (entry, token) in all.entries.iter().zip(&tokens) {
+                prop_assert_eq!((entry.offset, &entry.token), (offset, token));
+                offset += token.chars().count();
+            }
+        }
+
+        #[test]
+        fn nothing_is_held_that_need_not_be(text in "[ab]{0,10}", stops in prop::collection::vec("[ab]{1,5}", 0..3)) {
+            let expected = (0..=text.len())
+                .find(|&from| from == text.len() || stops.iter().any(|s| s.len() > text.len() - from && s.starts_with(&text[from..])))
+                .unwrap();
+            prop_assert_eq!(StopStrings::new(stops).held_back(&text), text.len() - expected);
+        }
+    }
+
+    #[test]
+    fn the_echo_is_not_searched() {
+        let mut transcript = Transcript::new(StopStrings::new(vec!["ab".into()]));
+        transcript.echo("ab", entry("ab"));
+        let echoed = transcript.release();
+        assert_eq!((echoed.text.as_str(), echoed.entries.len(), echoed.is_stopped), ("ab", 1, false));
+        assert_eq!(transcript.push("c", entry("c")).entries[0].offset, 2);
+    }
+
+    #[test]
+    fn a_token_without_text_is_shown_at_the_end() {
+        let mut transcript = Transcript::new(StopStrings::new(vec![]));
+        assert_eq!(transcript.push("a", entry("a")).entries.len(), 1);
+        assert_eq!(transcript.push("", entry("<eos>")), Released::default());
+        let last = transcript.finish("");
+        assert_eq!((last.entries[0].token.as_str(), last.entries[0].offset), ("<eos>", 1));
+    }
+}

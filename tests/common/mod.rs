@@ -1,0 +1,242 @@
+//! A server on a port of its own, over a tiny model whose logits anyone can compute.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file is a program of its own and uses a part of this"
+)]
+
+use std::future::Future;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use reqwest::{Client, StatusCode};
+use scone::engine::{Config, Engine, EngineHandle, Forward, ForwardError, Piece, Wanted};
+use scone::server::{self, App, ModelCard, TableCard};
+use scone::tokenizer::{Tokenizer, train_bpe};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// Two more than the tokenizer has.
+pub const VOCAB: usize = 302;
+pub const CONTEXT: usize = 256;
+pub const MODEL: &str = "tiny";
+
+/// The model panics when it reads this token, and fails when it reads the next. It never generates them.
+pub const PANIC: u32 = 300;
+pub const FAIL: u32 = 301;
+
+/// The logits after a text, which depend on its last three tokens only.
+pub fn logits(tokens: &[u32]) -> Vec<f32> {
+    let last = &tokens[tokens.len().saturating_sub(3)..];
+    let seed = last.iter().fold(17u64, |hash, &token| mix(hash ^ u64::from(token)));
+    let logit = |id: u64| (mix(seed ^ (id << 32)) >> 40) as f32 / (1 << 24) as f32 * 9.0;
+    (0..VOCAB as u32).map(|id| if id < PANIC { logit(u64::from(id)) } else { -40.0 }).collect()
+}
+
+fn mix(x: u64) -> u64 {
+    let x = (x ^ (x >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x ^ (x >> 32)
+}
+
+/// Log-probabilities from logits, as the definition has it.
+pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+    logits.iter().map(|&x| f64::from(x) - sum.ln()).collect()
+}
+
+/// What greedy decoding gives, up to and with the first end of text.
+pub fn greedy(prompt: &[u32], max_tokens: usize, eos: Option<u32>) -> Vec<u32> {
+    let mut tokens = prompt.to_vec();
+    for _ in 0..max_tokens {
+        let row = logits(&tokens);
+        let best = (0..VOCAB).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
+        tokens.push(best);
+        if Some(best) == eos {
+            break;
+        }
+    }
+    tokens.split_off(prompt.len())
+}
+
+/// A model made of [`logits`]. It keeps each slot's tokens as a real one keeps keys and values, and fails if it is told
+/// to go on from something that it has not computed.
+pub struct HashModel {
+    slots: Vec<Vec<u32>>,
+    step: Duration,
+    panics_after: usize,
+}
+
+impl HashModel {
+    pub fn new(slots: usize) -> Self {
+        Self { slots: vec![Vec::new(); slots], step: Duration::ZERO, panics_after: usize::MAX }
+    }
+
+    /// Each pass takes at least so long.
+    pub fn slow(slots: usize, step: Duration) -> Self {
+        Self { step, ..Self::new(slots) }
+    }
+
+    /// Panics at a sequence of more than so many tokens.
+    pub fn panics_after(slots: usize, tokens: usize) -> Self {
+        Self { panics_after: tokens, ..Self::new(slots) }
+    }
+}
+
+impl Forward for HashModel {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn context(&self) -> usize {
+        CONTEXT
+    }
+
+    fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    fn forward(&mut self, batch: &[Piece<'_>]) -> Result<Vec<f32>, ForwardError> {
+        std::thread::sleep(self.step);
+        let mut rows = Vec::new();
+        for (i, piece) in batch.iter().enumerate() {
+            if batch[..i].iter().any(|other| other.slot == piece.slot) {
+                return Err("a slot occurs twice".into());
+            }
+            let slot = &mut self.slots[piece.slot];
+            slot.truncate(piece.past);
+            if slot.as_slice() != &piece.tokens[..piece.past] {
+                return Err("the slot does not hold this past".into());
+            }
+            slot.extend(&piece.tokens[piece.past..]);
+            let is_fine = piece.tokens.len() <= self.panics_after && !piece.tokens.contains(&PANIC);
+            assert!(is_fine, "this is not for me");
+            if piece.tokens[piece.past..].contains(&FAIL) {
+                return Err("this token cannot be computed".into());
+            }
+            let wanted = match piece.wanted {
+                Wanted::None => piece.tokens.len()..piece.tokens.len(),
+                Wanted::Last => piece.tokens.len() - 1..piece.tokens.len(),
+                Wanted::All => piece.past..piece.tokens.len(),
+            };
+            rows.extend(wanted.flat_map(|position| logits(&piece.tokens[..=position])));
+        }
+        Ok(rows)
+    }
+}
+
+/// A byte-level tokenizer with a few merges; token 0 is the end of text.
+pub fn tokenizer() -> Arc<Tokenizer> {
+    static TOKENIZER: LazyLock<Arc<Tokenizer>> = LazyLock::new(|| {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokenizer.json");
+        train_bpe((0..50).map(|i| format!("the naïve café {i} 日本語 the theme of the thing, once upon a time there was a king who had no bread")), 300, &path).unwrap();
+        let tokenizer = Tokenizer::from_file(&path).unwrap();
+        assert_eq!(tokenizer.eos(), Some(0));
+        Arc::new(tokenizer)
+    });
+    Arc::clone(&TOKENIZER)
+}
+
+pub struct Server {
+    pub url: String,
+    pub client: Client,
+    pub engine: EngineHandle,
+    owner: Option<Engine>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+pub async fn start(slots: usize) -> Server {
+    start_with(HashModel::new(slots), 256).await
+}
+
+pub async fn start_with(model: HashModel, max_queue: usize) -> Server {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let owner = Engine::start(Box::new(model), Config { max_batch_tokens: 24, max_queue }).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let table = TableCard { rows: 1000, bytes: 64_000, dtype: "int8".into() };
+    let app = App {
+        engine: owner.handle(),
+        tokenizer: tokenizer(),
+        card: ModelCard { id: MODEL.into(), created: 1, table: Some(table) },
+        stop_tokens: vec![0],
+    };
+    let (stop, stopped) = oneshot::channel();
+    let task = tokio::spawn(server::run(listener, app, async move {
+        let _ = stopped.await;
+    }));
+    Server { url, client: Client::new(), engine: owner.handle(), owner: Some(owner), stop, task }
+}
+
+impl Server {
+    pub async fn post(&self, body: &Value) -> (StatusCode, Value) {
+        let response = self.send(body).await;
+        (response.status(), response.json().await.unwrap())
+    }
+
+    pub async fn send(&self, body: &Value) -> reqwest::Response {
+        self.client.post(format!("{}/v1/completions", self.url)).json(body).send().await.unwrap()
+    }
+
+    /// The answer to a request that must succeed.
+    pub async fn complete(&self, body: &Value) -> Value {
+        let (status, answer) = self.post(body).await;
+        assert_eq!(status, StatusCode::OK, "{body} {answer}");
+        answer
+    }
+
+    /// The text of the first choice.
+    pub async fn text(&self, body: &Value) -> String {
+        self.complete(body).await["choices"][0]["text"].as_str().unwrap().to_owned()
+    }
+
+    /// The chunks of a streamed answer, which must be whole.
+    pub async fn stream(&self, body: &Value) -> Vec<Value> {
+        let (chunks, is_done) = self.stream_any(body).await;
+        assert!(is_done, "the stream of {body} ended without [DONE]");
+        chunks
+    }
+
+    /// The chunks of a streamed answer, and whether `[DONE]` came last.
+    pub async fn stream_any(&self, body: &Value) -> (Vec<Value>, bool) {
+        let mut body = body.clone();
+        body["stream"] = json!(true);
+        let response = self.send(&body).await;
+        let status = response.status();
+        let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+        let text = response.text().await.unwrap();
+        assert!(status.is_success() && kind.starts_with("text/event-stream"), "{status} {text}");
+        let mut lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+        let is_done = lines.pop_if(|line| *line == "[DONE]").is_some();
+        (lines.into_iter().map(|line| serde_json::from_str(line).unwrap()).collect(), is_done)
+    }
+
+    /// Stops the engine but not the server.
+    pub fn stop_engine(&mut self) {
+        self.owner = None;
+    }
+
+    /// Asks the server to stop; gives what `run` returns.
+    pub fn stop(self) -> impl Future<Output = std::io::Result<()>> {
+        let Self { stop, task, owner, .. } = self;
+        stop.send(()).unwrap();
+        async move {
+            let result = task.await.unwrap();
+            drop(owner);
+            result
+        }
+    }
+
+    /// Waits until the engine runs and queues so many sequences.
+    pub async fn wait_for(&self, running: usize, waiting: usize) {
+        let start = Instant::now();
+        while (self.engine.running(), self.engine.waiting()) != (running, waiting) {
+            let now = (self.engine.running(), self.engine.waiting());
+            assert!(start.elapsed() < Duration::from_secs(5), "{now:?} instead of {:?}", (running, waiting));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
