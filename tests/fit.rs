@@ -1,4 +1,5 @@
 //! Runs from text to a model directory: resumed bit for bit, refused where they should be, stopped where they diverge.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -150,7 +151,10 @@ fn divergence_stops_the_run_and_names_step_and_tensor() {
     let mut run = Run::open(&config, &data.path("diverged"), false).unwrap();
     let error = run.train(&AtomicBool::new(false), &mut |_| {}).unwrap_err();
     let TrainError::Diverged { step, ref tensor, .. } = error else { panic!("{error}") };
-    assert!(step >= 2 && (tensor.contains("main/") || tensor.contains("fgram/") || tensor == "the loss"), "{error}");
+    assert!(
+        step >= 2 && (tensor.contains("main/") || tensor.contains("fgram/") || tensor == "the loss"),
+        "{error}"
+    );
     assert!(!data.path("diverged").join("model").exists());
 }
 
@@ -160,7 +164,8 @@ fn a_run_is_neither_overwritten_nor_continued_with_other_settings() {
     let config = data.config(false);
     let directory = data.path("run");
     train(&mut Run::open(&config, &directory, false).unwrap(), Some(2));
-    let refused = |config: &RunConfig, resume| Run::open(config, &directory, resume).err().unwrap().to_string();
+    let refused =
+        |config: &RunConfig, resume| Run::open(config, &directory, resume).err().unwrap().to_string();
     assert!(refused(&config, false).contains("--resume"));
     let mut other = config.clone();
     other.train.learning_rate *= 2.0;

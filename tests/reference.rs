@@ -1,7 +1,8 @@
 //! The transformer against candle-transformers' Llama on the same weights, and against itself cut into pieces.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/tiny.rs"]
-#[allow(dead_code, reason = "each test file uses a part of it")]
+#[allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 mod tiny;
 
 use candle_core::{DType, Device, IndexOp, Tensor};
@@ -135,7 +136,8 @@ fn scone_logits_are_candle_transformers_on_replaced_embeddings() {
         let ids = Tensor::new(tokens.as_slice(), &Device::Cpu).unwrap();
         let baseline = reference.logits(&plain.index_select(&ids, 0).unwrap());
         let last = tokens.len() - 1;
-        let change = baseline[last].iter().zip(&expected[last]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let change =
+            baseline[last].iter().zip(&expected[last]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(change > 0.01, "the f-grams change nothing: the test would pass without them");
     }
 }

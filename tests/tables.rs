@@ -1,7 +1,8 @@
 //! A table and the model it belongs to: what is stored is what the f-gram model computes, and nothing else is accepted.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "common/tiny.rs"]
-#[allow(dead_code, reason = "each test file uses a part of it")]
+#[allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 mod tiny;
 
 use candle_core::Device;
@@ -31,7 +32,10 @@ fn loss_from_the_table_is_the_loss_from_the_model_within_the_precision_of_the_ro
         let temporary = tempfile::tempdir().unwrap();
         let directory = tiny::write(temporary.path(), 4, row_type);
         let (table, model) = (nll(&directory, false), nll(&directory, true));
-        assert!((table - model).abs() < tolerance, "{row_type}: {table} from the table, {model} from the model");
+        assert!(
+            (table - model).abs() < tolerance,
+            "{row_type}: {table} from the table, {model} from the model"
+        );
         let table = directory.open_table(&directory.table_path().unwrap()).unwrap();
         let check = check_rows(&directory, &table, usize::MAX, &mut |_| {}).unwrap();
         assert_eq!(check.rows, table.len());
@@ -45,7 +49,10 @@ fn a_table_of_another_model_is_refused_and_the_difference_named() {
     let b = tiny::write(b.path(), 6, RowType::F16);
     let error = a.open_table(&b.table_path().unwrap()).unwrap_err().to_string();
     assert!(error.contains("token embedding") && error.contains("f-gram model"), "{error}");
-    assert!(!error.contains("tokenizer,") && !error.contains("f-gram set"), "only what differs is named: {error}");
+    assert!(
+        !error.contains("tokenizer,") && !error.contains("f-gram set"),
+        "only what differs is named: {error}"
+    );
     let foreign = Table::open(b.table_path().unwrap()).unwrap();
     let error = check_rows(&a, &foreign, 100, &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("row 0"), "{error}");
@@ -55,7 +62,9 @@ fn a_table_of_another_model_is_refused_and_the_difference_named() {
 fn a_changed_weight_makes_the_table_unfit() {
     let temporary = tempfile::tempdir().unwrap();
     let directory = tiny::write(temporary.path(), 7, RowType::F32);
-    for (file, part) in [("model.safetensors", "token embedding"), ("fgram_model/model.safetensors", "f-gram model")] {
+    for (file, part) in
+        [("model.safetensors", "token embedding"), ("fgram_model/model.safetensors", "f-gram model")]
+    {
         let path = directory.path().join(file);
         let good = std::fs::read(&path).unwrap();
         let mut bad = good.clone();

@@ -84,15 +84,18 @@ impl Config {
                 return no(format!("\"{field}\": {value} is out of range"));
             }
         }
-        if self.num_attention_heads % self.kv_heads() != 0 {
+        if !self.num_attention_heads.is_multiple_of(self.kv_heads()) {
             return no(format!(
                 "\"num_attention_heads\": {} is no multiple of \"num_key_value_heads\": {}",
                 self.num_attention_heads,
                 self.kv_heads()
             ));
         }
-        if self.head() % 2 != 0 {
-            return no(format!("heads of {} features cannot be rotated: an even number is needed", self.head()));
+        if !self.head().is_multiple_of(2) {
+            return no(format!(
+                "heads of {} features cannot be rotated: an even number is needed",
+                self.head()
+            ));
         }
         let positive = |x: f64| x > 0.0 && x.is_finite();
         if !positive(self.rms_norm_eps) || !positive(self.rope_theta) {
@@ -113,7 +116,8 @@ impl Config {
 
     /// Parameters of the blocks and the last norm, without embedding and head.
     pub fn decoder_parameters(&self) -> usize {
-        let (d, q, kv) = (self.hidden_size, self.num_attention_heads * self.head(), self.kv_heads() * self.head());
+        let (d, q, kv) =
+            (self.hidden_size, self.num_attention_heads * self.head(), self.kv_heads() * self.head());
         self.num_hidden_layers * (2 * d * q + 2 * d * kv + 3 * d * self.intermediate_size + 2 * d) + d
     }
 

@@ -95,10 +95,11 @@ pub fn check_rows(
         let computed = rows_by_length(table.index(), &model, &tokens, chunk, dim)?;
         let mut stored = vec![0f32; computed.len()];
         table.gather(chunk, &mut stored)?;
-        for ((&rank, computed), stored) in chunk.iter().zip(computed.chunks_exact(dim)).zip(stored.chunks_exact(dim)) {
+        for ((&rank, computed), stored) in
+            chunk.iter().zip(computed.chunks_exact(dim)).zip(stored.chunks_exact(dim))
+        {
             let difference = relative_difference(computed, stored);
-            // A comparison that a NaN fails as well.
-            if !(difference <= tolerance(table.row_type())) {
+            if difference.is_nan() || difference > tolerance(table.row_type()) {
                 let table = table.path().to_owned();
                 return Err(ModelError::Row { table, rank, difference });
             }

@@ -12,6 +12,9 @@ pub struct JointModel {
     fgrams: Option<FgramModel>,
 }
 
+/// Gives a part's parameter of a name and shape, in a model of so many layers.
+type GetOf<'a> = dyn FnMut(&str, &str, &[usize], usize) -> Result<Tensor, ModelError> + 'a;
+
 impl JointModel {
     /// Makes the models and their initial parameters.
     ///
@@ -41,7 +44,9 @@ impl JointModel {
         Self::build(config, vocab_size, max_n, &mut |part, name, _, _| {
             let name = format!("{part}/{name}");
             let var = parameters.get(&name);
-            Ok(var.ok_or_else(|| candle_core::Error::Msg(format!("no parameter {name}")))?.as_detached_tensor())
+            Ok(var
+                .ok_or_else(|| candle_core::Error::Msg(format!("no parameter {name}")))?
+                .as_detached_tensor())
         })
     }
 
@@ -49,7 +54,7 @@ impl JointModel {
         config: &RunConfig,
         vocab_size: usize,
         max_n: usize,
-        get: &mut dyn FnMut(&str, &str, &[usize], usize) -> Result<Tensor, ModelError>,
+        get: &mut GetOf<'_>,
     ) -> Result<Self, ModelError> {
         let main = config.model_config(vocab_size);
         let layers = main.num_hidden_layers;

@@ -75,7 +75,10 @@ fn every_parameter_receives_its_gradient() {
             let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
             var.set(&before).unwrap();
             let error = (slope - f64::from(norm)).abs();
-            assert!(error < 0.02 * f64::from(norm) + 2e-4, "{name}: the loss grows by {slope}, its gradient has norm {norm}");
+            assert!(
+                error < 0.02 * f64::from(norm) + 2e-4,
+                "{name}: the loss grows by {slope}, its gradient has norm {norm}"
+            );
         }
     }
 }
@@ -122,7 +125,9 @@ fn learning_rate_warms_up_and_falls_to_its_share() {
         ..OptimizerConfig::default()
     };
     let rates: Vec<f64> = (1..=100).map(|step| learning_rate(&config, step)).collect();
-    assert!((rates[0] - 0.2).abs() < 1e-12 && (rates[9] - 2.0).abs() < 1e-12 && (rates[99] - 0.5).abs() < 1e-12);
+    assert!(
+        (rates[0] - 0.2).abs() < 1e-12 && (rates[9] - 2.0).abs() < 1e-12 && (rates[99] - 0.5).abs() < 1e-12
+    );
     assert!(rates[..10].is_sorted() && rates[9..].iter().rev().is_sorted());
     let without = OptimizerConfig { warmup_steps: 0, ..config };
     assert!(learning_rate(&without, 1).is_finite());

@@ -14,7 +14,16 @@ use scone::tokenizer::{Tokenizer, train_bpe};
 
 /// A text with phrases that come again and again.
 pub fn text() -> String {
-    let words = ["the sea", "of the", "a ship", "was lost", "in the night", "and the wind", "held its breath", "never"];
+    let words = [
+        "the sea",
+        "of the",
+        "a ship",
+        "was lost",
+        "in the night",
+        "and the wind",
+        "held its breath",
+        "never",
+    ];
     let mut state = 1u32;
     let mut text = String::new();
     for _ in 0..1500 {

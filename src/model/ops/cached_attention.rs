@@ -94,7 +94,7 @@ impl CustomOp3 for CachedAttention<'_> {
             bail!("cached attention: the pieces do not fit {tokens} tokens or the cache");
         }
         let mut out = vec![0f32; q.len()];
-        let row = |((out, q), &(slot, seen)): ((&mut [f32], &[f32]), &(usize, usize))| {
+        let row = |out: &mut [f32], q: &[f32], (slot, seen): (usize, usize)| {
             let at = slot * context * kv;
             let (keys, values) = (&keys[at..][..seen * kv], &values[at..][..seen * kv]);
             vectorized(
@@ -104,9 +104,15 @@ impl CustomOp3 for CachedAttention<'_> {
         };
         let read: usize = rows.iter().map(|&(_, seen)| seen * q_width).sum();
         if read < PARALLEL_FROM {
-            out.chunks_exact_mut(q_width).zip(q.chunks_exact(q_width)).zip(&rows).for_each(row);
+            out.chunks_exact_mut(q_width)
+                .zip(q.chunks_exact(q_width))
+                .zip(&rows)
+                .for_each(|((out, q), &seen)| row(out, q, seen));
         } else {
-            out.par_chunks_exact_mut(q_width).zip(q.par_chunks_exact(q_width)).zip(&rows).for_each(row);
+            out.par_chunks_exact_mut(q_width)
+                .zip(q.par_chunks_exact(q_width))
+                .zip(&rows)
+                .for_each(|((out, q), &seen)| row(out, q, seen));
         }
         Ok(output(out, l1.shape()))
     }
