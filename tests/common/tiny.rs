@@ -96,7 +96,7 @@ pub fn fgrams(tokenizer: &Tokenizer) -> FgramSet {
 pub fn write(directory: &Path, seed: u64, row_type: RowType) -> ModelDirectory {
     std::fs::create_dir_all(directory.join("fgram_model")).unwrap();
     let file = directory.join("tokenizer.json");
-    train_bpe([text()].into_iter(), 320, &file).unwrap();
+    train_bpe([text()].into_iter(), 300, &file).unwrap();
     let tokenizer = Tokenizer::from_file(&file).unwrap();
     let set = fgrams(&tokenizer);
 
