@@ -1,10 +1,9 @@
-use std::fs::Permissions;
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use tempfile::NamedTempFile;
+
+use crate::new_file::NewFile;
 
 use super::{BenchError, Load, Pass, Sent};
 
@@ -12,7 +11,7 @@ use super::{BenchError, Load, Pass, Sent};
 #[derive(Debug)]
 pub(super) struct RequestLog {
     path: PathBuf,
-    file: BufWriter<NamedTempFile>,
+    file: BufWriter<NewFile>,
 }
 
 #[derive(Serialize)]
@@ -27,13 +26,7 @@ struct Line<'a> {
 impl RequestLog {
     /// Opens the file that will have this name.
     pub(super) fn create(path: &Path) -> Result<Self, BenchError> {
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let file = tempfile::Builder::new()
-            .prefix(".requests-")
-            .suffix(".partial")
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(directory.unwrap_or(Path::new(".")))
-            .map_err(|source| BenchError::Log { path: path.into(), source })?;
+        let file = NewFile::create(path).map_err(|source| BenchError::Log { path: path.into(), source })?;
         Ok(Self { path: path.into(), file: BufWriter::new(file) })
     }
 
@@ -57,12 +50,7 @@ impl RequestLog {
 
     /// Gives the file its name.
     pub(super) fn finish(self) -> Result<(), BenchError> {
-        let finish = || {
-            let file = self.file.into_inner().map_err(|error| error.into_error())?;
-            file.as_file().sync_all()?;
-            file.persist(&self.path).map_err(|error| error.error)?;
-            Ok(())
-        };
-        finish().map_err(|source| BenchError::Log { path: self.path.clone(), source })
+        let file = self.file.into_inner().map_err(std::io::IntoInnerError::into_error);
+        file.and_then(NewFile::commit).map_err(|source| BenchError::Log { path: self.path.clone(), source })
     }
 }

@@ -1,15 +1,13 @@
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use memmap2::Mmap;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use tempfile::NamedTempFile;
 
 use super::{Dataset, Error, Shard, Split};
 use crate::fgram::{FgramSet, MAX_N};
+use crate::new_file::NewFile;
 
 /// Positions that one task matches.
 const CHUNK: usize = 1 << 16;
@@ -105,17 +103,17 @@ pub fn tag(dataset: &Dataset, set: &FgramSet, step: &mut dyn FnMut(u64)) -> Resu
     for (split, histogram) in splits {
         for shard in &split.shards {
             let path = shard.path().with_extension("tags");
-            let mut file = beside(&path)?;
+            let mut file = NewFile::create(&path).map_err(Error::io("write", &path))?;
             tag_shard(shard, set, |tags| {
                 histogram.add(tags);
                 step(tags.len() as u64);
                 file.write_all(tags).map_err(Error::io("write", &path))
             })?;
-            written.push((file, path));
+            written.push(file);
         }
     }
     let path = dataset.directory().join("tags.json");
-    let mut file = beside(&path)?;
+    let mut file = NewFile::create(&path).map_err(Error::io("write", &path))?;
     let mut json =
         serde_json::to_vec_pretty(&report).map_err(|error| Error::damaged(&path, error.to_string()))?;
     json.push(b'\n');
@@ -126,22 +124,12 @@ pub fn tag(dataset: &Dataset, set: &FgramSet, step: &mut dyn FnMut(u64)) -> Resu
         }
         _ => {}
     }
-    written.push((file, path));
-    for (file, path) in written {
-        file.as_file().sync_all().map_err(Error::io("write", &path))?;
-        file.persist(&path).map_err(|error| error.error).map_err(Error::io("write", &path))?;
+    written.push(file);
+    for file in written {
+        let path = file.path().to_owned();
+        file.commit().map_err(Error::io("write", &path))?;
     }
     Ok(report)
-}
-
-fn beside(path: &Path) -> Result<NamedTempFile, Error> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    tempfile::Builder::new()
-        .prefix(".tags.")
-        .suffix(".partial")
-        .permissions(std::fs::Permissions::from_mode(0o666))
-        .tempfile_in(directory)
-        .map_err(Error::io("write", path))
 }
 
 fn check_tokenizer(dataset: &Dataset, set: &FgramSet) -> Result<(), Error> {

@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +20,8 @@ use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use thiserror::Error;
+
+use crate::new_file::NewFile;
 
 use super::{FgramSet, Policy, SetError, rank_order};
 
@@ -82,18 +83,9 @@ pub enum FileError {
 pub fn write(set: &FgramSet, path: impl AsRef<Path>) -> Result<(), FileError> {
     let path = path.as_ref();
     let io = |source| FileError::Io { doing: "write", path: path.to_owned(), source };
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".fgrams.")
-        .suffix(".partial")
-        .permissions(std::fs::Permissions::from_mode(0o666))
-        .tempfile_in(directory)
-        .map_err(io)?;
-    write_to(set, file.as_file_mut())
-        .map_err(|source| FileError::Parquet { path: path.to_owned(), source })?;
-    file.as_file().sync_all().map_err(io)?;
-    file.persist(path).map_err(|error| io(error.error))?;
-    Ok(())
+    let mut file = NewFile::create(path).map_err(io)?;
+    write_to(set, &mut file).map_err(|source| FileError::Parquet { path: path.to_owned(), source })?;
+    file.commit().map_err(io)
 }
 
 fn write_to(set: &FgramSet, file: impl Write + Send) -> Result<(), ParquetError> {

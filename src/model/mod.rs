@@ -28,5 +28,4 @@ pub use kv::KvCache;
 pub use perplexity::{Perplexity, perplexity};
 pub use piece::{Piece, Wanted};
 pub use rows::{RowCheck, build_table, check_rows};
-pub(crate) use weights::write_beside;
 pub use weights::{Weights, write_weights};

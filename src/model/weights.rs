@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -8,6 +7,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use sha2::{Digest, Sha256};
 
 use super::ModelError;
+use crate::new_file;
 
 /// A weight file, read whole.
 pub struct Weights {
@@ -130,18 +130,5 @@ pub fn write_weights(
     let bytes = views
         .and_then(|views| safetensors::serialize(views, metadata))
         .map_err(|e| ModelError::weights(path, e.to_string()))?;
-    write_beside(path, &bytes)
-}
-
-/// Writes a file beside its final name, forces it to disk, and renames it.
-pub(crate) fn write_beside(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || {
-        let mut file = tempfile::Builder::new().prefix(".partial-").tempfile_in(directory)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|e| e.error)?;
-        std::fs::File::open(directory)?.sync_all()
-    };
-    write().map_err(ModelError::io(path))
+    new_file::write(path, &bytes).map_err(ModelError::io(path))
 }

@@ -45,7 +45,6 @@ mod codec;
 mod describe;
 mod error;
 mod export;
-mod file;
 mod format;
 mod header;
 mod identity;

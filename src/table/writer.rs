@@ -2,11 +2,11 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use super::checksum::BlockChecksums;
-use super::file::NewFile;
 use super::format::{self, BLOCK, Dimensions, Layout};
 use super::header;
 use super::{Identity, RowType, TableError};
 use crate::fgram::FgramSet;
+use crate::new_file::NewFile;
 
 /// Writes a table row by row, in order of rank.
 ///
@@ -52,7 +52,8 @@ impl<'a> TableWriter<'a> {
         let header = header::encode(&layout.tensors, &metadata, format::PAGE).ok_or_else(|| {
             TableError::Unfit(format!("{} special tokens are too many", set.policy().special_tokens.len()))
         })?;
-        let mut out = BufWriter::with_capacity(BLOCK, NewFile::create(path)?);
+        let file = NewFile::create(path).map_err(TableError::io("create", path))?;
+        let mut out = BufWriter::with_capacity(BLOCK, file);
         out.write_all(&header).map_err(TableError::io("write", path))?;
         Ok(Self {
             set,
@@ -127,7 +128,10 @@ impl<'a> TableWriter<'a> {
         all.extend(checksums.finish());
         all.push(crc32fast::hash(bytemuck::cast_slice(&all)));
         out.write_all(bytemuck::cast_slice(&all)).map_err(TableError::io("write", &path))?;
-        out.into_inner().map_err(|e| TableError::io("write", &path)(e.into_error()))?.commit()
+        out.into_inner()
+            .map_err(std::io::IntoInnerError::into_error)
+            .and_then(NewFile::commit)
+            .map_err(TableError::io("write", &path))
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), TableError> {

@@ -7,7 +7,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
 use super::{AdamW, Parameters, TrainError};
-use crate::model::write_beside;
+use crate::new_file;
 
 /// Where a run stands, besides weights and moments. The data's position and the learning rate follow from the step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ pub(super) fn save(
     let state = serde_json::to_string(state).map_err(|e| broken(e.to_string()))?;
     let metadata = HashMap::from([("state".to_owned(), state)]);
     let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| broken(e.to_string()))?;
-    Ok(write_beside(path, &bytes)?)
+    new_file::write(path, &bytes).map_err(TrainError::io(path))
 }
 
 /// Reads a checkpoint into parameters and optimizer, which have the right shapes already.

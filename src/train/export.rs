@@ -7,7 +7,8 @@ use super::checkpoint::State;
 use super::{Parameters, RunConfig, TrainError};
 use crate::corpus::Dataset;
 use crate::fgram::FgramSet;
-use crate::model::{Config, SconeConfig, write_beside, write_weights};
+use crate::model::{Config, SconeConfig, write_weights};
+use crate::new_file;
 
 /// Writes the model directory that `scone` serves and Hugging Face's `transformers` opens: built beside its final name
 /// and renamed, in place of an older one.
@@ -34,7 +35,8 @@ pub(super) fn write(
     write_json(&beside.join("generation_config.json"), &json!({ "bos_token_id": eos, "eos_token_id": eos }))?;
     let source = dataset.directory().join("tokenizer.json");
     let text = std::fs::read(&source).map_err(TrainError::io(&source))?;
-    write_beside(&beside.join("tokenizer.json"), &text)?;
+    new_file::write(&beside.join("tokenizer.json"), &text)
+        .map_err(TrainError::io(&beside.join("tokenizer.json")))?;
     let eos_token = tokenizer.id_to_token(eos).unwrap_or_default();
     let tokenizer_config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -62,7 +64,8 @@ pub(super) fn write(
         };
         write_json(&beside.join("scone.json"), &serde_json::to_value(scone).map_err(json_error(directory))?)?;
     }
-    write_beside(&beside.join("README.md"), card(config, dataset, state).as_bytes())?;
+    new_file::write(&beside.join("README.md"), card(config, dataset, state).as_bytes())
+        .map_err(TrainError::io(&beside.join("README.md")))?;
     let old = sibling(directory, "old");
     remove(&old)?;
     if directory.exists() {
@@ -94,7 +97,7 @@ fn json_error(path: &Path) -> impl Fn(serde_json::Error) -> TrainError {
 fn write_json(path: &Path, value: &Value) -> Result<(), TrainError> {
     let mut text = serde_json::to_string_pretty(value).map_err(json_error(path))?;
     text.push('\n');
-    Ok(write_beside(path, text.as_bytes())?)
+    new_file::write(path, text.as_bytes()).map_err(TrainError::io(path))
 }
 
 /// A `config.json` with what `transformers` wants besides the shape.

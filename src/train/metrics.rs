@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::TrainError;
-use crate::model::write_beside;
+use crate::new_file;
 
 /// One line of `metrics.jsonl`: an update, or a validation after it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,7 +44,7 @@ impl Log {
                 .filter(|line| serde_json::from_str::<Progress>(line).is_ok_and(|line| line.step <= step))
                 .collect();
             let kept: String = kept.iter().flat_map(|line| [*line, "\n"]).collect();
-            write_beside(path, kept.as_bytes())?;
+            new_file::write(path, kept.as_bytes()).map_err(TrainError::io(path))?;
         }
         let file = OpenOptions::new().create(true).append(true).open(path).map_err(TrainError::io(path))?;
         Ok(Self { path: path.to_owned(), file })

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::corpus::{Dataset, Tags};
 use crate::fgram::{FgramSet, parquet};
-use crate::model::write_beside;
+use crate::new_file;
 
 /// A run: models, optimizer and where it stands.
 ///
@@ -70,7 +70,7 @@ impl Run {
         let state = if resume && last.exists() {
             checkpoint::load(&last, &parameters, Some(&mut optimizer), &text)?
         } else {
-            write_beside(&toml, text.as_bytes())?;
+            new_file::write(&toml, text.as_bytes()).map_err(TrainError::io(&toml))?;
             State { step: 0, best: None, config: text }
         };
         let checkpoint_step = state.step;

@@ -13,8 +13,8 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use super::file::NewFile;
 use super::{Table, TableError};
+use crate::new_file::NewFile;
 
 /// The form of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,12 +39,13 @@ pub enum ExportType {
 /// # Errors
 /// If the table turns out to be damaged, if a number is too large for f16, or if the file cannot be written.
 pub fn export(table: &Table, path: &Path, format: Format, dtype: ExportType) -> Result<(), TableError> {
-    let file = NewFile::create(path)?;
+    let file = NewFile::create(path).map_err(TableError::io("create", path))?;
     match format {
         Format::Safetensors => safetensors::write(table, file, dtype)?,
         Format::Parquet => parquet::write(table, file, dtype)?,
     }
     .commit()
+    .map_err(TableError::io("write", path))
 }
 
 /// What an export says of its origin.

@@ -11,9 +11,9 @@ use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::ColumnPath;
 
-use super::super::file::NewFile;
 use super::super::{Table, TableError};
 use super::{ExportType, metadata, numbers, tokens};
+use crate::new_file::NewFile;
 
 /// About how many numbers of embeddings a row group has: it is held in memory while it is written.
 const GROUP: usize = 8 << 20;

@@ -2,9 +2,9 @@ use std::io::{BufWriter, Write};
 
 use safetensors::Dtype;
 
-use super::super::file::NewFile;
 use super::super::{Table, TableError, header};
 use super::{ExportType, metadata, numbers, tokens};
+use crate::new_file::NewFile;
 
 /// Rows converted at once.
 const AT_ONCE: usize = 1024;

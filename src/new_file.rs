@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all.
+//! Files that are there whole or not at all: every layer that writes one writes it through here.
 
 use std::fs::{File, Permissions};
 use std::io::{self, Write};
@@ -7,20 +7,20 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use super::TableError;
-
 /// A file that is written beside its final name and gets that name only when it is complete. Dropped before, it is
 /// removed.
-pub(super) struct NewFile {
+#[derive(Debug)]
+pub(crate) struct NewFile {
     file: NamedTempFile,
     path: PathBuf,
 }
 
 impl NewFile {
-    pub(super) fn create(path: &Path) -> Result<Self, TableError> {
+    /// Opens the file that will have this name.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
         // A rename onto a directory would fail only at the end of a long computation.
         if path.is_dir() {
-            return Err(TableError::io("write", path)(io::ErrorKind::IsADirectory.into()));
+            return Err(io::ErrorKind::IsADirectory.into());
         }
         let mut prefix = path.file_name().unwrap_or_default().to_owned();
         prefix.push(".");
@@ -29,25 +29,29 @@ impl NewFile {
             .prefix(&prefix)
             .suffix(".partial")
             .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(directory(path))
-            .map_err(TableError::io("create", path))?;
+            .tempfile_in(directory(path))?;
         Ok(Self { file, path: path.to_owned() })
     }
 
     /// The final name.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Makes the contents durable, then the name.
-    pub(super) fn commit(self) -> Result<(), TableError> {
+    pub(crate) fn commit(self) -> io::Result<()> {
         let Self { file, path } = self;
-        file.as_file().sync_all().map_err(TableError::io("write", &path))?;
-        file.persist(&path).map_err(|e| TableError::io("rename to", &path)(e.error))?;
-        File::open(directory(&path))
-            .and_then(|directory| directory.sync_all())
-            .map_err(TableError::io("sync the directory of", &path))
+        file.as_file().sync_all()?;
+        file.persist(&path).map_err(|error| error.error)?;
+        File::open(directory(&path))?.sync_all()
     }
+}
+
+/// Writes a whole file at once.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = NewFile::create(path)?;
+    file.write_all(bytes)?;
+    file.commit()
 }
 
 impl Write for NewFile {
