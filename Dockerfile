@@ -19,7 +19,7 @@ COPY --from=builder /build/target/release/scone /build/target/release/scone-trai
 # `scone` looks for model_cards/default where it is started. The files stay root's: the server only reads them.
 WORKDIR /scone
 COPY model_cards/default model_cards/default
-COPY model_cards/baseline model_cards/baseline
+COPY model_cards/default-baseline model_cards/default-baseline
 USER scone
 EXPOSE 8080
 # bash opens the connection itself: there is no curl in the image.

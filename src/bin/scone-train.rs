@@ -1,5 +1,6 @@
 //! The program: parse, set up logging, call the sub-command.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -32,7 +33,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let Arguments { command, threads, log } = Arguments::parse();
-    tracing_subscriber::fmt().with_env_filter(log).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(log)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     let result = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global()

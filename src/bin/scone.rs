@@ -1,5 +1,6 @@
 //! The program: parse, set up logging, call the sub-command.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -29,7 +30,11 @@ enum Command {
 
 fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("SCONE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
     let result = match Cli::parse().command {
         Command::Serve(args) => serve::run(&args),
         Command::Generate(args) => generate::run(&args),

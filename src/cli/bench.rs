@@ -15,7 +15,7 @@ use crate::bench::{
 const EXAMPLES: &str = "\
 Examples:
   Two models, each served by this program, one request at a time and eight, with their perplexity on a book:
-    scone bench --spawn baseline=model_cards/baseline --spawn scone=model_cards/default \\
+    scone bench --spawn baseline=model_cards/default-baseline --spawn scone=model_cards/default \\
         --concurrency 1,8 --quality book.txt
   A server that runs, under four requests a second on average, with each request logged:
     scone bench --target vllm=http://127.0.0.1:8000 --rate 4 --prompts questions.jsonl \\
