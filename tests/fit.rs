@@ -16,6 +16,10 @@ struct Data {
 
 impl Data {
     fn make() -> Self {
+        Self::with_vocabulary(500)
+    }
+
+    fn with_vocabulary(vocab_size: usize) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let text = include_str!("../examples/sotu/sotu-small.jsonl");
@@ -23,7 +27,7 @@ impl Data {
         std::fs::write(path("text.jsonl"), text).unwrap();
         let options = PrepareOptions {
             output: path("dataset"),
-            tokenizer: TokenizerSource::Train { vocab_size: 500, sample_bytes: 1 << 20 },
+            tokenizer: TokenizerSource::Train { vocab_size, sample_bytes: 1 << 20 },
             eos: None,
             validation: 0.2,
             shard_tokens: 1 << 30,
@@ -196,4 +200,41 @@ fn settings_that_cannot_be_are_refused_by_name() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("not enough") && error.contains("context"), "{error}");
+}
+
+#[test]
+fn an_f_gram_set_of_another_tokenizer_is_refused() {
+    let (data, other) = (Data::make(), Data::with_vocabulary(400));
+    let mut config = data.config(true);
+    let fgram = config.fgram.as_mut().unwrap();
+    fgram.set = other.path("fgrams.parquet");
+    let error = Run::open(&config, &data.path("run"), false).err().unwrap().to_string();
+    assert!(error.contains("another tokenizer") && error.contains("fgrams.parquet"), "{error}");
+    assert!(!data.path("run").exists());
+}
+
+/// A limit on the size of files fails a write as a full disk does.
+#[test]
+fn a_full_disk_ends_the_run_with_an_error_and_leaves_no_half_checkpoint() {
+    let data = Data::make();
+    std::fs::write(data.path("run.toml"), data.config(true).to_toml()).unwrap();
+    let fit = |script: &str, resume: bool| {
+        std::process::Command::new("bash")
+            .args(["-c", script, env!("CARGO_BIN_EXE_scone-train"), "fit", "--config"])
+            .arg(data.path("run.toml"))
+            .arg("--output")
+            .arg(data.path("run"))
+            .args(resume.then_some("--resume"))
+            .output()
+            .unwrap()
+    };
+    let full = fit("trap '' XFSZ; ulimit -f 50; exec \"$0\" \"$@\"", false);
+    let message = String::from_utf8_lossy(&full.stderr);
+    assert_eq!(full.status.code(), Some(1), "{message}");
+    assert!(message.contains("error:") && message.contains(".safetensors"), "{message}");
+    let files: Vec<_> = std::fs::read_dir(data.path("run")).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert!(files.iter().all(|name| !name.to_string_lossy().contains("safetensors")), "{files:?}");
+    let good = fit("exec \"$0\" \"$@\"", true);
+    assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));
+    assert!(data.path("run/model/model.safetensors").exists());
 }
