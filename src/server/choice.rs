@@ -97,6 +97,8 @@ impl Choice {
             if !piece.text.is_empty() || !piece.entries.is_empty() || piece.finish.is_some() {
                 return Some(Ok(piece));
             }
+            // A token that shows nothing yet, the first half of a character say, counts with the next piece.
+            self.generated = piece.generated;
         }
     }
 
