@@ -11,14 +11,16 @@ use crate::model::{ModelDirectory, perplexity};
 
 /// Measure how well a model predicts a text: loss, perplexity, bits per byte, hit rate
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Each token is scored once, from at least context - stride tokens before it. nll is the mean \
+#[command(
+    after_help = "Each token is scored once, from at least context - stride tokens before it. nll is the mean \
 over the predicted tokens (all but the first), in nats, and perplexity its exponential; bits_per_byte is the sum over \
 the UTF-8 bytes of the text.
 
 Examples:
   scone eval --text book.txt
   scone eval --text book.txt --embeddings model --json   # the same from the f-gram model: how good are the rows?
-  scone eval model_cards/default-baseline --text book.txt")]
+  scone eval model_cards/default-baseline --text book.txt"
+)]
 pub struct Args {
     /// The model
     #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL_DIR", value_name = "MODEL_DIR")]
@@ -55,8 +57,8 @@ enum Embeddings {
 /// Where the model or the text cannot be read, or the windows do not fit the model.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let bytes = std::fs::read(&args.text).with_context(|| args.text.display().to_string())?;
-    let text = String::from_utf8(bytes)
-        .with_context(|| format!("{} is not UTF-8 text", args.text.display()))?;
+    let text =
+        String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", args.text.display()))?;
     let directory = ModelDirectory::open(&args.model)?;
     let device = Device::Cpu;
     let table = args.table.as_deref();
@@ -69,9 +71,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let context = args.context.unwrap_or(model.config().max_position_embeddings);
     let stride = args.stride.unwrap_or((context / 2).max(1));
     let bar = progress_bar(tokens.len() as u64, "scoring [{bar:40}] {pos}/{len} tokens {per_sec} {eta}");
-    let result = perplexity(&model, tokenizer.special_tokens(), &tokens, text.len(), (context, stride), &mut |tokens| {
-        bar.inc(tokens);
-    })?;
+    let result = perplexity(
+        &model,
+        tokenizer.special_tokens(),
+        &tokens,
+        text.len(),
+        (context, stride),
+        &mut |tokens| {
+            bar.inc(tokens);
+        },
+    )?;
     bar.finish_and_clear();
     if args.json {
         println!("{}", serde_json::to_string(&result)?);

@@ -14,11 +14,13 @@ use crate::tokenizer::{Decoder, Tokenizer};
 
 /// Show which f-gram each token of a text matched
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: scone explain --text \"It was the best of times, it was the worst of times\"
+#[command(
+    after_help = "Example: scone explain --text \"It was the best of times, it was the worst of times\"
 
 In a terminal the text is coloured by match length. --json prints {\"tokens\": [{id, text, match, fgram, row, count}]}: \
 match is 2 to K, 1 where the token fell back to its own embedding, 0 for a special token; row is the f-gram's rank from \
-0, its line in `scone table export`; fgram, row and count are null where there is no match.")]
+0, its line in `scone table export`; fgram, row and count are null where there is no match."
+)]
 pub struct Args {
     /// The model whose table is looked up
     #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL_DIR", value_name = "MODEL_DIR")]
@@ -134,7 +136,8 @@ fn render(tokens: &[Explained], max_n: usize, terminal: bool) -> String {
         }
     }
     let hits = tokens.iter().filter(|token| token.length >= 2).count();
-    let mean = tokens.iter().map(|token| usize::from(token.length)).sum::<usize>() as f64 / tokens.len().max(1) as f64;
+    let mean = tokens.iter().map(|token| usize::from(token.length)).sum::<usize>() as f64
+        / tokens.len().max(1) as f64;
     let rate = 100.0 * hits as f64 / tokens.len().max(1) as f64;
     _ = writeln!(out, "{} tokens, hit rate {rate:.1} %, mean match {mean:.2}", tokens.len());
     out

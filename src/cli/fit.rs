@@ -57,7 +57,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let bar = progress_bar(config.train.steps, "[{bar:30}] step {pos}/{len} {msg}, {eta} left");
     bar.set_position(run.step());
     bar.reset_eta();
-    let mut display = Display { bar, validation: None, plain: !std::io::IsTerminal::is_terminal(&std::io::stderr()) };
+    let mut display =
+        Display { bar, validation: None, plain: !std::io::IsTerminal::is_terminal(&std::io::stderr()) };
     let outcome = run.train(&stop, &mut |progress| display.show(progress))?;
     display.bar.finish_and_clear();
     report_end(&run, outcome, directory);
@@ -65,7 +66,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn report_start(config: &RunConfig, run: &Run) {
-    let tokens = config.train.steps * (config.train.batch * config.train.accumulate * config.model.context) as u64;
+    let tokens =
+        config.train.steps * (config.train.batch * config.train.accumulate * config.model.context) as u64;
     let kind = if config.fgram.is_some() { "SCONE" } else { "baseline" };
     tracing::info!(
         "{kind}: main model {} parameters, f-gram model {}; {} steps, {tokens} tokens of {} ({:.2} epochs)",

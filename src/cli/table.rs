@@ -83,10 +83,12 @@ struct InspectArgs {
 
 /// Write f-grams, counts and embeddings as a plain file for other tools
 #[derive(Debug, clap::Args)]
-#[command(after_help = "safetensors: tokens u32 [N, K] (left-aligned, padded with 4294967295), length u8 [N], \
+#[command(
+    after_help = "safetensors: tokens u32 [N, K] (left-aligned, padded with 4294967295), length u8 [N], \
 count u64 [N], embeddings [N, d]; in Python: safetensors.numpy.load_file(FILE). parquet: the same as columns.
 
-Example: scone table export --output table.parquet --format parquet")]
+Example: scone table export --output table.parquet --format parquet"
+)]
 struct ExportArgs {
     /// Whose table
     #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL_DIR", value_name = "MODEL_DIR")]
@@ -124,7 +126,9 @@ fn table_path(model: &Path, table: Option<&Path>) -> anyhow::Result<PathBuf> {
         return Ok(table.to_owned());
     }
     let directory = ModelDirectory::open(model)?;
-    directory.table_path().with_context(|| format!("{} is a baseline: it has no scone.json, so no table", model.display()))
+    directory
+        .table_path()
+        .with_context(|| format!("{} is a baseline: it has no scone.json, so no table", model.display()))
 }
 
 fn build(args: &BuildArgs) -> anyhow::Result<()> {
@@ -136,7 +140,9 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
     let set = match &args.fgrams {
         Some(path) => parquet::read(path)?,
         None if own.exists() => set_of(&Table::open(&own)?)?,
-        None => bail!("{} is not there yet: say with --fgrams FILE which set to build it from", own.display()),
+        None => {
+            bail!("{} is not there yet: say with --fgrams FILE which set to build it from", own.display())
+        }
     };
     let output = args.output.as_ref().unwrap_or(&own);
     let bar = progress_bar(set.len() as u64, "embedding f-grams [{bar:40}] {pos}/{len} {per_sec} {eta}");
@@ -158,7 +164,8 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
 /// The f-gram set that a table holds.
 fn set_of(table: &Table) -> anyhow::Result<FgramSet> {
     verify(table, |_| {})?;
-    let grams: Vec<Vec<u32>> = (0..table.len() as u32).filter_map(|rank| table.index().tokens(rank)).collect();
+    let grams: Vec<Vec<u32>> =
+        (0..table.len() as u32).filter_map(|rank| table.index().tokens(rank)).collect();
     let ranked = grams.iter().zip(0..).map(|(gram, rank)| (gram.as_slice(), table.count(rank)));
     Ok(FgramSet::from_ranked(table.policy().clone(), ranked)?)
 }
@@ -173,7 +180,8 @@ fn check(args: &VerifyArgs) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let table = directory.open_table(&path)?;
     let sample = if args.all { table.len() } else { args.rows };
-    let bar = progress_bar(sample.min(table.len()) as u64, "computing rows again [{bar:40}] {pos}/{len} {eta}");
+    let bar =
+        progress_bar(sample.min(table.len()) as u64, "computing rows again [{bar:40}] {pos}/{len} {eta}");
     let rows = match sample {
         0 => None,
         _ => Some(check_rows(&directory, &table, sample, &mut |rows| bar.inc(rows))?),
@@ -219,6 +227,12 @@ fn write_export(args: &ExportArgs) -> anyhow::Result<()> {
     // Into other tools only what is whole: rows are read once more anyway.
     verify(&table, |_| {})?;
     export(&table, &args.output, args.format, args.dtype)?;
-    println!("{}: {} f-grams, embeddings {} x {}", args.output.display(), table.len(), table.dim(), args.dtype);
+    println!(
+        "{}: {} f-grams, embeddings {} x {}",
+        args.output.display(),
+        table.len(),
+        table.dim(),
+        args.dtype
+    );
     Ok(())
 }

@@ -19,8 +19,8 @@ mod score;
 mod sequence;
 mod worker;
 
-pub use error::EngineError;
 pub use crate::model::{Piece, Wanted};
+pub use error::EngineError;
 pub use forward::{Forward, ForwardError};
 pub use request::{Event, Finish, Request, Sampling, Score};
 pub use sampler::{NotANumber, Sampler};

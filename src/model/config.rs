@@ -92,7 +92,10 @@ impl Config {
             ));
         }
         if self.head() % 2 != 0 {
-            return no(format!("heads of {} features cannot be rotated: an even number is needed", self.head()));
+            return no(format!(
+                "heads of {} features cannot be rotated: an even number is needed",
+                self.head()
+            ));
         }
         let positive = |x: f64| x > 0.0 && x.is_finite();
         if !positive(self.rms_norm_eps) || !positive(self.rope_theta) {
@@ -113,7 +116,8 @@ impl Config {
 
     /// Parameters of the blocks and the last norm, without embedding and head.
     pub fn decoder_parameters(&self) -> usize {
-        let (d, q, kv) = (self.hidden_size, self.num_attention_heads * self.head(), self.kv_heads() * self.head());
+        let (d, q, kv) =
+            (self.hidden_size, self.num_attention_heads * self.head(), self.kv_heads() * self.head());
         self.num_hidden_layers * (2 * d * q + 2 * d * kv + 3 * d * self.intermediate_size + 2 * d) + d
     }
 

@@ -2,7 +2,9 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::ops::{CachedPiece, Rope, attention, cached_attention, linear, rms_norm, rope, swiglu, write_cache};
+use super::ops::{
+    CachedPiece, Rope, attention, cached_attention, linear, rms_norm, rope, swiglu, write_cache,
+};
 use super::{Config, KvCache, ModelError};
 
 /// Gives the parameter of a name and shape: from a file, or made and remembered by the trainer.
@@ -60,7 +62,8 @@ impl Decoder {
     /// # Errors
     /// Those of `get`.
     pub fn new(config: &Config, get: &mut GetParameter<'_>) -> Result<Self, ModelError> {
-        let blocks = (0..config.num_hidden_layers).map(|i| Block::new(config, i, get)).collect::<Result<_, _>>()?;
+        let blocks =
+            (0..config.num_hidden_layers).map(|i| Block::new(config, i, get)).collect::<Result<_, _>>()?;
         Ok(Self {
             blocks,
             norm: get("model.norm.weight", &[config.hidden_size])?,

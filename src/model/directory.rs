@@ -44,7 +44,8 @@ impl ModelDirectory {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let file = path.join("config.json");
         if !file.exists() {
-            let why = "no model here: a model directory holds config.json, model.safetensors and tokenizer.json";
+            let why =
+                "no model here: a model directory holds config.json, model.safetensors and tokenizer.json";
             return Err(ModelError::config(path, why));
         }
         let config = Config::parse(&read(&file)?).map_err(|why| ModelError::config(&file, why))?;
@@ -106,8 +107,9 @@ impl ModelDirectory {
         }
         let file = self.path.join("generation_config.json");
         if file.exists() {
-            let parsed: Generation = serde_json::from_str(&read(&file)?)
-                .map_err(|e| ModelError::config(&file, format!("\"eos_token_id\" must be a token id or a list: {e}")))?;
+            let parsed: Generation = serde_json::from_str(&read(&file)?).map_err(|e| {
+                ModelError::config(&file, format!("\"eos_token_id\" must be a token id or a list: {e}"))
+            })?;
             match parsed.eos_token_id {
                 Some(Eos::One(token)) => return Ok(vec![token]),
                 Some(Eos::Many(tokens)) => return Ok(tokens),
@@ -164,7 +166,10 @@ impl ModelDirectory {
         let config: FgramConfig =
             serde_json::from_str(&text).map_err(|e| ModelError::config(&file, e.to_string()))?;
         if decoder.hidden_size != self.config.hidden_size {
-            let why = format!("its width {} is not the main model's {}", decoder.hidden_size, self.config.hidden_size);
+            let why = format!(
+                "its width {} is not the main model's {}",
+                decoder.hidden_size, self.config.hidden_size
+            );
             return Err(ModelError::config(&file, why));
         }
         Ok((config, Weights::open(&directory.join("model.safetensors"))?))

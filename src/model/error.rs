@@ -65,7 +65,9 @@ pub enum ModelError {
         difference: f32,
     },
     /// The f-gram model is needed and not there.
-    #[error("{0} has no fgram_model/: rows can only be computed from a directory that `scone-train fit` wrote")]
+    #[error(
+        "{0} has no fgram_model/: rows can only be computed from a directory that `scone-train fit` wrote"
+    )]
     NoFgramModel(PathBuf),
     /// A token id that the model does not have.
     #[error("token {token} is beyond the model's vocabulary of {vocabulary}")]

@@ -53,8 +53,11 @@ impl FgramModel {
     /// Those of `get`.
     pub fn new(config: &FgramConfig, get: &mut GetParameter<'_>) -> Result<Self, ModelError> {
         let decoder = Decoder::new(&config.decoder, get)?;
-        let gain =
-            if config.residual_output { Some(get("output_gain", &[config.decoder.hidden_size])?) } else { None };
+        let gain = if config.residual_output {
+            Some(get("output_gain", &[config.decoder.hidden_size])?)
+        } else {
+            None
+        };
         Ok(Self { decoder, gain })
     }
 

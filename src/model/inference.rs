@@ -86,10 +86,8 @@ impl Model {
         let Some(cache) = &self.cache else {
             return Err(candle_core::Error::Msg("the model was loaded without a KV cache".into()).into());
         };
-        let cached: Vec<CachedPiece> = pieces
-            .iter()
-            .map(|p| CachedPiece { slot: p.slot, past: p.past, new: p.new_tokens() })
-            .collect();
+        let cached: Vec<CachedPiece> =
+            pieces.iter().map(|p| CachedPiece { slot: p.slot, past: p.past, new: p.new_tokens() }).collect();
         let x = self.embedding.embed(pieces)?;
         let h = self.main.decoder.forward(&x, &Attend::Cached { cache, pieces: &cached })?;
         let mut wanted = Vec::new();
@@ -115,10 +113,8 @@ impl Model {
     /// # Errors
     /// Where a token is beyond the vocabulary or a sequence beyond the context.
     pub fn score(&self, sequences: &[&[u32]]) -> Result<Tensor, ModelError> {
-        let pieces: Vec<Piece<'_>> = sequences
-            .iter()
-            .map(|tokens| Piece { slot: 0, tokens, past: 0, wanted: Wanted::All })
-            .collect();
+        let pieces: Vec<Piece<'_>> =
+            sequences.iter().map(|tokens| Piece { slot: 0, tokens, past: 0, wanted: Wanted::All }).collect();
         let lengths = sequences.iter().map(|tokens| tokens.len()).collect();
         let x = self.embedding.embed(&pieces)?;
         let h = self.main.decoder.forward(&x, &Attend::Whole(Arc::new(lengths)))?;

@@ -28,5 +28,5 @@ pub use kv::KvCache;
 pub use perplexity::{Perplexity, perplexity};
 pub use piece::{Piece, Wanted};
 pub use rows::{RowCheck, build_table, check_rows};
-pub use weights::{Weights, write_weights};
 pub(crate) use weights::write_beside;
+pub use weights::{Weights, write_weights};

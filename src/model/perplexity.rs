@@ -70,7 +70,8 @@ pub fn perplexity(
                 scored.push((rows[at - 1 - window.start], tokens[at]));
             }
             if let Some(table) = model.embedding().table() {
-                let matches = table.index().matches(&tokens[window.start..window.end], window.new - window.start);
+                let matches =
+                    table.index().matches(&tokens[window.start..window.end], window.new - window.start);
                 hits += matches.iter().flatten().count();
                 match_tokens += matches.iter().flatten().map(|found| usize::from(found.n) - 1).sum::<usize>();
             }

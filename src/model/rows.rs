@@ -95,7 +95,9 @@ pub fn check_rows(
         let computed = rows_by_length(table.index(), &model, &tokens, chunk, dim)?;
         let mut stored = vec![0f32; computed.len()];
         table.gather(chunk, &mut stored)?;
-        for ((&rank, computed), stored) in chunk.iter().zip(computed.chunks_exact(dim)).zip(stored.chunks_exact(dim)) {
+        for ((&rank, computed), stored) in
+            chunk.iter().zip(computed.chunks_exact(dim)).zip(stored.chunks_exact(dim))
+        {
             let difference = relative_difference(computed, stored);
             // A comparison that a NaN fails as well.
             if !(difference <= tolerance(table.row_type())) {

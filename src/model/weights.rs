@@ -106,7 +106,11 @@ fn hex(hash: Sha256) -> String {
 ///
 /// # Errors
 /// Where the disk refuses; then `path` is as it was.
-pub fn write_weights(path: &Path, tensors: &BTreeMap<String, Tensor>, dtype: DType) -> Result<(), ModelError> {
+pub fn write_weights(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    dtype: DType,
+) -> Result<(), ModelError> {
     let kind = match dtype {
         DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::BF16,

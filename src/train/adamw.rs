@@ -27,7 +27,15 @@ impl AdamW {
     ///
     /// # Errors
     /// Where gradient and parameter differ in shape.
-    pub fn update(&mut self, name: &str, var: &Var, gradient: &Tensor, step: u64, rate: f64, scale: f64) -> Result<()> {
+    pub fn update(
+        &mut self,
+        name: &str,
+        var: &Var,
+        gradient: &Tensor,
+        step: u64,
+        rate: f64,
+        scale: f64,
+    ) -> Result<()> {
         let len = var.elem_count();
         let (m, v) = self.moments.entry(name.to_owned()).or_insert_with(|| (vec![0.0; len], vec![0.0; len]));
         let c = &self.config;
@@ -37,7 +45,8 @@ impl AdamW {
             beta1: c.beta1 as f32,
             beta2: c.beta2 as f32,
             // Both bias corrections, folded into the step size and the epsilon.
-            rate: (rate * (1.0 - c.beta2.powf(step as f64)).sqrt() / (1.0 - c.beta1.powf(step as f64))) as f32,
+            rate: (rate * (1.0 - c.beta2.powf(step as f64)).sqrt() / (1.0 - c.beta1.powf(step as f64)))
+                as f32,
             epsilon: (c.epsilon * (1.0 - c.beta2.powf(step as f64)).sqrt()) as f32,
             keep: (1.0 - rate * decay) as f32,
             scale: scale as f32,

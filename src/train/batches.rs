@@ -107,7 +107,8 @@ impl<'a> Batches<'a> {
             if let Some(tags) = tags {
                 // A match that reaches before the window is clamped; by closure that is again the longest match.
                 let tags = &tags[start..start + self.context];
-                matches.extend(tags.iter().enumerate().map(|(p, &n)| n.min(p.saturating_add(1).min(255) as u8)));
+                matches
+                    .extend(tags.iter().enumerate().map(|(p, &n)| n.min(p.saturating_add(1).min(255) as u8)));
             }
         }
         Ok(Batch { inputs, targets: Arc::new(targets), matches, context: self.context })

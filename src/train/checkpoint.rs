@@ -60,8 +60,10 @@ pub(super) fn load(
     let broken = |why: String| TrainError::Checkpoint { path: path.to_owned(), why };
     let damaged = |e: safetensors::SafeTensorError| broken(format!("damaged: {e}"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
-    let state = header.metadata().as_ref().and_then(|m| m.get("state")).map(String::as_str).unwrap_or_default();
-    let state: State = serde_json::from_str(state).map_err(|e| broken(format!("no state of a run in it: {e}")))?;
+    let state =
+        header.metadata().as_ref().and_then(|m| m.get("state")).map(String::as_str).unwrap_or_default();
+    let state: State =
+        serde_json::from_str(state).map_err(|e| broken(format!("no state of a run in it: {e}")))?;
     if state.config != config {
         return Err(broken(
             "it belongs to another configuration: --resume continues a run unchanged; for other settings start a new \

@@ -242,10 +242,16 @@ impl RunConfig {
         }
         let t = &self.train;
         let need = |ok: bool, what: &str| if ok { Ok(()) } else { Err(what.to_owned()) };
-        need(t.steps > 0 && t.batch > 0 && t.accumulate > 0, "steps, batch and accumulate must be at least 1")?;
+        need(
+            t.steps > 0 && t.batch > 0 && t.accumulate > 0,
+            "steps, batch and accumulate must be at least 1",
+        )?;
         need(t.learning_rate > 0.0 && t.learning_rate.is_finite(), "learning_rate must be positive")?;
         need((0.0..=1.0).contains(&t.final_share), "final_share is a share: 0 to 1")?;
-        need((0.0..1.0).contains(&t.beta1) && (0.0..1.0).contains(&t.beta2), "beta1 and beta2 are 0 or more, below 1")?;
+        need(
+            (0.0..1.0).contains(&t.beta1) && (0.0..1.0).contains(&t.beta2),
+            "beta1 and beta2 are 0 or more, below 1",
+        )?;
         need(t.epsilon > 0.0 && t.clip > 0.0 && t.weight_decay >= 0.0, "epsilon and clip must be positive")?;
         need(self.validation.every > 0 && self.checkpoint.every > 0, "every must be at least 1")?;
         need(self.model.init_std > 0.0, "init_std must be positive")?;

@@ -79,7 +79,11 @@ fn sibling(directory: &Path, suffix: &str) -> PathBuf {
 }
 
 fn remove(directory: &Path) -> Result<(), TrainError> {
-    if directory.exists() { std::fs::remove_dir_all(directory).map_err(TrainError::io(directory)) } else { Ok(()) }
+    if directory.exists() {
+        std::fs::remove_dir_all(directory).map_err(TrainError::io(directory))
+    } else {
+        Ok(())
+    }
 }
 
 fn json_error(path: &Path) -> impl Fn(serde_json::Error) -> TrainError {
@@ -121,7 +125,10 @@ fn card(config: &RunConfig, dataset: &Dataset, state: &State) -> String {
     let tokens = train.steps * (train.batch * train.accumulate * config.model.context) as u64;
     let kind = if config.fgram.is_some() { "SCONE model" } else { "Baseline" };
     let best = state.best.map_or_else(String::new, |(loss, step)| {
-        format!("Lowest validation loss: {loss:.4} nats a token (perplexity {:.2}), after step {step}.\n\n", loss.exp())
+        format!(
+            "Lowest validation loss: {loss:.4} nats a token (perplexity {:.2}), after step {step}.\n\n",
+            loss.exp()
+        )
     });
     format!(
         "---\nlibrary_name: scone\npipeline_tag: text-generation\ntags:\n- scone\n---\n\n# {kind}\n\nTrained on {tokens} \

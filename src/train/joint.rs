@@ -41,7 +41,9 @@ impl JointModel {
         Self::build(config, vocab_size, max_n, &mut |part, name, _, _| {
             let name = format!("{part}/{name}");
             let var = parameters.get(&name);
-            Ok(var.ok_or_else(|| candle_core::Error::Msg(format!("no parameter {name}")))?.as_detached_tensor())
+            Ok(var
+                .ok_or_else(|| candle_core::Error::Msg(format!("no parameter {name}")))?
+                .as_detached_tensor())
         })
     }
 

@@ -26,7 +26,13 @@ impl Parameters {
     ///
     /// # Errors
     /// Where the device has not enough memory.
-    pub fn create(&mut self, part: &str, name: &str, shape: &[usize], layers: usize) -> Result<Tensor, ModelError> {
+    pub fn create(
+        &mut self,
+        part: &str,
+        name: &str,
+        shape: &[usize],
+        layers: usize,
+    ) -> Result<Tensor, ModelError> {
         let name = format!("{part}/{name}");
         let len: usize = shape.iter().product();
         let data = if name.ends_with("norm.weight") {

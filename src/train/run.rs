@@ -220,9 +220,14 @@ impl Trainer {
         if !loss.is_finite() {
             // The parameter that broke first is the one to name, if there is one.
             let broken = self.parameters.iter().find(|(_, var)| {
-                !var.sqr().and_then(|x| x.sum_all()).and_then(|x| x.to_scalar::<f32>()).is_ok_and(f32::is_finite)
+                !var.sqr()
+                    .and_then(|x| x.sum_all())
+                    .and_then(|x| x.to_scalar::<f32>())
+                    .is_ok_and(f32::is_finite)
             });
-            return Err(diverged(&broken.map_or("the loss".to_owned(), |(name, _)| format!("the parameter {name}"))));
+            return Err(diverged(
+                &broken.map_or("the loss".to_owned(), |(name, _)| format!("the parameter {name}")),
+            ));
         }
         let mut sum = 0f64;
         for (name, gradient) in gradients {
@@ -262,7 +267,14 @@ impl Trainer {
     fn export(&mut self, dataset: &Dataset, set: Option<&FgramSet>) -> Result<(), TrainError> {
         let best = self.directory.join("best.safetensors");
         checkpoint::load(&best, &self.parameters, None, &self.state.config)?;
-        export::write(&self.directory.join("model"), &self.config, dataset, set, &self.parameters, &self.state)?;
+        export::write(
+            &self.directory.join("model"),
+            &self.config,
+            dataset,
+            set,
+            &self.parameters,
+            &self.state,
+        )?;
         let last = self.directory.join("last.safetensors");
         checkpoint::load(&last, &self.parameters, None, &self.state.config)?;
         Ok(())

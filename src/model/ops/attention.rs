@@ -17,7 +17,13 @@ const TASK_ROWS: usize = 128;
 /// Causal attention inside each sequence of a ragged batch, without a cache: `q` is `[tokens, heads * head]`, `k` and
 /// `v` `[tokens, kv_heads * head]`; sequence after sequence, of the given lengths. Query head h reads the key and value
 /// head `h / (heads / kv_heads)` (Ainslie et al., arXiv 2305.13245).
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, lengths: &Arc<Vec<usize>>, head: usize) -> Result<Tensor> {
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    lengths: &Arc<Vec<usize>>,
+    head: usize,
+) -> Result<Tensor> {
     q.apply_op3(k, v, Attention { lengths: lengths.clone(), head })
 }
 
@@ -52,8 +58,17 @@ impl Attention {
     fn dims(&self, q: &Shape, k: &Shape, v: &Shape) -> Result<Dims> {
         let ((tokens, q), (k_tokens, kv)) = (q.dims2()?, k.dims2()?);
         let sum: usize = self.lengths.iter().sum();
-        if k.dims() != v.dims() || k_tokens != tokens || sum != tokens || kv == 0 || q % kv != 0 || kv % self.head != 0 {
-            bail!("attention: q {q} and k {k:?}, v {v:?} over {sum} tokens with heads of {} do not fit", self.head);
+        if k.dims() != v.dims()
+            || k_tokens != tokens
+            || sum != tokens
+            || kv == 0
+            || q % kv != 0
+            || kv % self.head != 0
+        {
+            bail!(
+                "attention: q {q} and k {k:?}, v {v:?} over {sum} tokens with heads of {} do not fit",
+                self.head
+            );
         }
         Ok(Dims { head: self.head, q, kv, scale: 1.0 / (self.head as f32).sqrt() })
     }
@@ -112,14 +127,18 @@ impl CustomOp3 for Attention {
         let (q, k, v) = (contiguous(s1, l1)?, contiguous(s2, l2)?, contiguous(s3, l3)?);
         let tasks = self.tasks();
         let mut out = vec![0f32; q.len()];
-        let inputs = split(q, &tasks, dims.q).into_iter().zip(split(k, &tasks, dims.kv)).zip(split(v, &tasks, dims.kv));
+        let inputs = split(q, &tasks, dims.q)
+            .into_iter()
+            .zip(split(k, &tasks, dims.kv))
+            .zip(split(v, &tasks, dims.kv));
         let work: Vec<_> = split_mut(&mut out, &tasks, dims.q).into_iter().zip(inputs).zip(&tasks).collect();
         work.into_par_iter().for_each(|((out, ((q, k), v)), &(lengths, _))| {
             let mut scratch = Vec::new();
             let mut at = 0;
             for &n in lengths {
                 let (rows, kv_rows) = (at * dims.q..(at + n) * dims.q, at * dims.kv..(at + n) * dims.kv);
-                let sequence = Sequence { n, dims, q: &q[rows.clone()], k: &k[kv_rows.clone()], v: &v[kv_rows] };
+                let sequence =
+                    Sequence { n, dims, q: &q[rows.clone()], k: &k[kv_rows.clone()], v: &v[kv_rows] };
                 if n <= SHORT {
                     vectorized(
                         #[inline(always)]
@@ -316,7 +335,8 @@ impl Sequence<'_> {
                 vectorized(
                     #[inline(always)]
                     || {
-                        for (p, dp) in weights.chunks_exact(to).zip(dweights.chunks_exact_mut(to)).take(rows) {
+                        for (p, dp) in weights.chunks_exact(to).zip(dweights.chunks_exact_mut(to)).take(rows)
+                        {
                             let mean = sum2(p, dp, |p, dp| p * dp);
                             for (&p, dp) in p.iter().zip(dp) {
                                 *dp = p * (*dp - mean);

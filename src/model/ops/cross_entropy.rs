@@ -29,17 +29,31 @@ impl CustomOp2 for CrossEntropy {
         "cross-entropy"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (h, head) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
         let ((tokens, d), (vocabulary, d_head)) = (l1.shape().dims2()?, l2.shape().dims2()?);
-        if d != d_head || self.targets.len() != tokens || self.targets.iter().any(|&t| t as usize >= vocabulary) {
-            bail!("cross-entropy: {tokens} states of {d} and {} targets do not fit the head", self.targets.len());
+        if d != d_head
+            || self.targets.len() != tokens
+            || self.targets.iter().any(|&t| t as usize >= vocabulary)
+        {
+            bail!(
+                "cross-entropy: {tokens} states of {d} and {} targets do not fit the head",
+                self.targets.len()
+            );
         }
         let (mut dh, mut dhead) = (vec![0f32; h.len()], vec![0f32; head.len()]);
         let mut logits = vec![0f32; CHUNK * vocabulary];
         let mut loss = 0f64;
         let w = Matrix::new(head, vocabulary, d, d);
-        for ((h, dh), targets) in h.chunks(CHUNK * d).zip(dh.chunks_mut(CHUNK * d)).zip(self.targets.chunks(CHUNK)) {
+        for ((h, dh), targets) in
+            h.chunks(CHUNK * d).zip(dh.chunks_mut(CHUNK * d)).zip(self.targets.chunks(CHUNK))
+        {
             let rows = targets.len();
             let h = Matrix::new(h, rows, d, d);
             gemm(&mut logits, vocabulary, Into::Replace, h, w.t(), 1.0, true);
@@ -57,7 +71,13 @@ impl CustomOp2 for CrossEntropy {
         Ok(output(vec![(loss / tokens as f64) as f32], ()))
     }
 
-    fn bwd(&self, h: &Tensor, head: &Tensor, _loss: &Tensor, dloss: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        h: &Tensor,
+        head: &Tensor,
+        _loss: &Tensor,
+        dloss: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let gradients = self.gradients.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some((mut dh, mut dhead)) = gradients else { bail!("cross-entropy: backward ran twice") };
         let scale = dloss.to_scalar::<f32>()?;
@@ -65,7 +85,10 @@ impl CustomOp2 for CrossEntropy {
             dh.iter_mut().chain(&mut dhead).for_each(|x| *x *= scale);
         }
         let device = h.device();
-        Ok((Some(Tensor::from_vec(dh, h.shape(), device)?), Some(Tensor::from_vec(dhead, head.shape(), device)?)))
+        Ok((
+            Some(Tensor::from_vec(dh, h.shape(), device)?),
+            Some(Tensor::from_vec(dhead, head.shape(), device)?),
+        ))
     }
 }
 

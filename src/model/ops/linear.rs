@@ -23,7 +23,13 @@ impl CustomOp2 for Linear {
         "linear"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (x, w) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
         let ((tokens, k), (features, k_w)) = (l1.shape().dims2()?, l2.shape().dims2()?);
         if k != k_w {
@@ -39,7 +45,13 @@ impl CustomOp2 for Linear {
         Ok(output(y, (tokens, features)))
     }
 
-    fn bwd(&self, x: &Tensor, weight: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (x_e, w_e, dy_e) = (elements(x)?, elements(weight)?, elements(dy)?);
         let (xs, w, dys) = (x_e.read()?, w_e.read()?, dy_e.read()?);
         let ((tokens, k), features) = (x.dims2()?, weight.dim(0)?);
@@ -50,7 +62,10 @@ impl CustomOp2 for Linear {
         let mut dw = vec![0f32; features * k];
         gemm::gemm(&mut dw, k, gemm::Into::Replace, dys.t(), xs, 1.0, true);
         let device = x.device();
-        Ok((Some(Tensor::from_vec(dx, x.shape(), device)?), Some(Tensor::from_vec(dw, weight.shape(), device)?)))
+        Ok((
+            Some(Tensor::from_vec(dx, x.shape(), device)?),
+            Some(Tensor::from_vec(dw, weight.shape(), device)?),
+        ))
     }
 }
 
@@ -123,7 +138,16 @@ impl WithSimd for RowDots<'_> {
         while f < self.features {
             if f + TILE_FEATURES <= self.features {
                 for t in (0..tiled).step_by(TILE_TOKENS) {
-                    tile::<S, TILE_TOKENS, TILE_FEATURES>(simd, self.x, self.w, self.k, y, self.features, t, f);
+                    tile::<S, TILE_TOKENS, TILE_FEATURES>(
+                        simd,
+                        self.x,
+                        self.w,
+                        self.k,
+                        y,
+                        self.features,
+                        t,
+                        f,
+                    );
                 }
                 f += TILE_FEATURES;
             } else {

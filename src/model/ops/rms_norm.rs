@@ -29,7 +29,13 @@ impl CustomOp2 for RmsNorm {
         "rms-norm"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (x, weight) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
         let d = weight.len();
         let mut y = vec![0f32; x.len()];
@@ -55,7 +61,13 @@ impl CustomOp2 for RmsNorm {
     }
 
     /// With r = 1 / rms: `dx = r (w dy) - x r^3 / d * sum(w dy x)`, `dw = sum over rows of dy x r`.
-    fn bwd(&self, x: &Tensor, weight: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (x_e, w_e, dy_e) = (elements(x)?, elements(weight)?, elements(dy)?);
         let (xs, w, dys) = (x_e.read()?, w_e.read()?, dy_e.read()?);
         let (xs, w, dys): (&[f32], &[f32], &[f32]) = (&xs, &w, &dys);
@@ -64,10 +76,12 @@ impl CustomOp2 for RmsNorm {
         let partial: Vec<Vec<f32>> = dx
             .par_chunks_mut(ROWS * d)
             .zip(xs.par_chunks(ROWS * d).zip(dys.par_chunks(ROWS * d)))
-            .map(|(dx, (x, dy))| vectorized(
-                #[inline(always)]
-                || self.backward_rows(x, w, dy, dx),
-            ))
+            .map(|(dx, (x, dy))| {
+                vectorized(
+                    #[inline(always)]
+                    || self.backward_rows(x, w, dy, dx),
+                )
+            })
             .collect();
         // Summed in the order of the rows, so that the result does not depend on the threads.
         let mut dw = vec![0f32; d];

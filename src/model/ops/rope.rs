@@ -75,7 +75,9 @@ impl CustomOp1 for Turn {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = contiguous(storage, layout)?;
         let width = x.len() / self.positions.len().max(1);
-        if self.positions.iter().any(|&p| p as usize >= self.rope.positions()) || width % (2 * self.rope.half) != 0 {
+        if self.positions.iter().any(|&p| p as usize >= self.rope.positions())
+            || width % (2 * self.rope.half) != 0
+        {
             bail!("a position beyond the model's context, or heads of another size");
         }
         let mut y = vec![0f32; x.len()];
@@ -83,7 +85,9 @@ impl CustomOp1 for Turn {
             vectorized(
                 #[inline(always)]
                 || {
-                    for ((&p, x), y) in positions.iter().zip(x.chunks_exact(width)).zip(y.chunks_exact_mut(width)) {
+                    for ((&p, x), y) in
+                        positions.iter().zip(x.chunks_exact(width)).zip(y.chunks_exact_mut(width))
+                    {
                         self.row(p, x, y);
                     }
                 },

@@ -89,7 +89,13 @@ impl CustomOp2 for TakeRowsOfTwo {
         "take-rows-of-two"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (a, b) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
         let ((n, d), (m, d_b)) = (l1.shape().dims2()?, l2.shape().dims2()?);
         if d != d_b || self.rows.iter().any(|&row| row as usize >= n + m) {
@@ -103,7 +109,13 @@ impl CustomOp2 for TakeRowsOfTwo {
         Ok(output(y, (self.rows.len(), d)))
     }
 
-    fn bwd(&self, a: &Tensor, b: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dy = elements(dy)?;
         let dy = dy.read()?;
         let (n, d) = a.dims2()?;

@@ -6,13 +6,17 @@ use candle_core::{CpuStorage, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// The elements of a contiguous f32 operand.
 pub(super) fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let Some((start, end)) = layout.contiguous_offsets() else { bail!("a fused op needs contiguous operands") };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("a fused op needs contiguous operands")
+    };
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 
 /// The elements of a contiguous f32 tensor that is changed in place.
 pub(crate) fn contiguous_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
-    let Some((start, end)) = layout.contiguous_offsets() else { bail!("a fused op needs contiguous operands") };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("a fused op needs contiguous operands")
+    };
     match storage {
         CpuStorage::F32(data) => Ok(&mut data[start..end]),
         _ => bail!("a fused op works on f32"),

@@ -24,7 +24,13 @@ impl CustomOp2 for SwiGlu {
         "swiglu"
     }
 
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (gate, up) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
         let mut y = vec![0f32; gate.len()];
         let chunk = |y: &mut [f32], gate: &[f32], up: &[f32]| {
@@ -47,7 +53,13 @@ impl CustomOp2 for SwiGlu {
         Ok(output(y, l1.shape()))
     }
 
-    fn bwd(&self, gate: &Tensor, up: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        gate: &Tensor,
+        up: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (g_e, u_e, dy_e) = (elements(gate)?, elements(up)?, elements(dy)?);
         let (g, u, dys) = (g_e.read()?, u_e.read()?, dy_e.read()?);
         let (g, u, dys): (&[f32], &[f32], &[f32]) = (&g, &u, &dys);
@@ -68,6 +80,9 @@ impl CustomOp2 for SwiGlu {
                 );
             });
         let device = gate.device();
-        Ok((Some(Tensor::from_vec(dg, gate.shape(), device)?), Some(Tensor::from_vec(du, gate.shape(), device)?)))
+        Ok((
+            Some(Tensor::from_vec(dg, gate.shape(), device)?),
+            Some(Tensor::from_vec(du, gate.shape(), device)?),
+        ))
     }
 }

@@ -22,14 +22,19 @@ fn max_difference(a: &Tensor, b: &Tensor) -> f32 {
 }
 
 /// Both functions give the same value and the same gradient of every input.
-fn assert_same(inputs: &[Tensor], fused: impl Fn(&[Tensor]) -> Result<Tensor>, composed: impl Fn(&[Tensor]) -> Result<Tensor>) {
+fn assert_same(
+    inputs: &[Tensor],
+    fused: impl Fn(&[Tensor]) -> Result<Tensor>,
+    composed: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
     let run = |f: &dyn Fn(&[Tensor]) -> Result<Tensor>| {
         let vars: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
         let tensors: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
         let y = f(&tensors).unwrap();
         let weights = random(&mut rng(), (1, y.elem_count())).reshape(y.shape()).unwrap();
         let grads = (&y * weights).unwrap().sum_all().unwrap().backward().unwrap();
-        let grads: Vec<Tensor> = vars.iter().map(|v| grads.get(v).expect("an input without gradient").clone()).collect();
+        let grads: Vec<Tensor> =
+            vars.iter().map(|v| grads.get(v).expect("an input without gradient").clone()).collect();
         (y, grads)
     };
     let (y, grads) = run(&fused);
@@ -151,9 +156,14 @@ fn attention_equals_the_composed_one() {
     let mut rng = rng();
     for lengths in [vec![1, 2, 3, 5, 16, 17], vec![130], vec![64, 65, 2]] {
         let tokens = lengths.iter().sum();
-        let inputs = [random(&mut rng, (tokens, 32)), random(&mut rng, (tokens, 16)), random(&mut rng, (tokens, 16))];
+        let inputs =
+            [random(&mut rng, (tokens, 32)), random(&mut rng, (tokens, 16)), random(&mut rng, (tokens, 16))];
         let shared = Arc::new(lengths.clone());
-        assert_same(&inputs, |t| attention(&t[0], &t[1], &t[2], &shared, 8), |t| composed_attention(t, &lengths, 8));
+        assert_same(
+            &inputs,
+            |t| attention(&t[0], &t[1], &t[2], &shared, 8),
+            |t| composed_attention(t, &lengths, 8),
+        );
     }
 }
 
