@@ -130,10 +130,10 @@ async fn log_probabilities_are_the_models() {
     }
 }
 
-/// A token's text, or its name where it has no text of its own.
+/// A token's text, or its name marked as such where it has no text of its own.
 fn name_of(id: u32) -> String {
     let text = tokenizer().decode(&[id]);
-    if text.contains('\u{fffd}') { tokenizer().id_to_token(id).unwrap() } else { text }
+    if text.contains('\u{fffd}') { format!("bytes:{}", tokenizer().id_to_token(id).unwrap()) } else { text }
 }
 
 #[tokio::test]

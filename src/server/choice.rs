@@ -97,6 +97,8 @@ impl Choice {
             if !piece.text.is_empty() || !piece.entries.is_empty() || piece.finish.is_some() {
                 return Some(Ok(piece));
             }
+            // A token that shows nothing yet, the first half of a character say, counts with the next piece.
+            self.generated = piece.generated;
         }
     }
 
@@ -157,13 +159,14 @@ impl Choice {
         Entry { token: self.name(id), logprob, top, offset: 0 }
     }
 
-    /// A token's text; where that is not a whole text of its own (a part of a character), the token's name.
+    /// A token's text; where that is no text of its own (a part of a character), `bytes:` and the token's name in the
+    /// vocabulary, which may be another token's text.
     fn name(&self, id: u32) -> String {
         let text = self.tokenizer.decode(&[id]);
-        if text.is_empty() || text.contains('\u{fffd}') {
-            return self.tokenizer.id_to_token(id).unwrap_or(text);
+        if !text.contains('\u{fffd}') {
+            return text;
         }
-        text
+        self.tokenizer.id_to_token(id).map_or(text, |name| format!("bytes:{name}"))
     }
 }
 
