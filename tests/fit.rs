@@ -232,7 +232,8 @@ fn a_full_disk_ends_the_run_with_an_error_and_leaves_no_half_checkpoint() {
     let message = String::from_utf8_lossy(&full.stderr);
     assert_eq!(full.status.code(), Some(1), "{message}");
     assert!(message.contains("error:") && message.contains(".safetensors"), "{message}");
-    let files: Vec<_> = std::fs::read_dir(data.path("run")).unwrap().map(|f| f.unwrap().file_name()).collect();
+    let files: Vec<_> =
+        std::fs::read_dir(data.path("run")).unwrap().map(|f| f.unwrap().file_name()).collect();
     assert!(files.iter().all(|name| !name.to_string_lossy().contains("safetensors")), "{files:?}");
     let good = fit("exec \"$0\" \"$@\"", true);
     assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));

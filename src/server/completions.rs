@@ -145,7 +145,7 @@ async fn whole(answer: Answer) -> Result<Response, ApiError> {
     choices.sort_by_key(|choice| choice.index);
     let usage = Usage::new(prompt_tokens, choices.iter().map(|choice| choice.generated).sum());
     let choices = choices.into_iter().map(|choice| ChoiceBody::new(choice, has_logprobs)).collect();
-    Ok(Json(Completion { head: &head, choices, usage: Some(usage) }).into_response())
+    Ok(Json(Completion { head: &head, choices, usage: Some(Some(usage)) }).into_response())
 }
 
 /// An id that no other answer has, of this process or another.

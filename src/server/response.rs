@@ -9,7 +9,9 @@ pub(super) struct Completion<'a> {
     #[serde(flatten)]
     pub(super) head: &'a Head,
     pub(super) choices: Vec<ChoiceBody>,
-    pub(super) usage: Option<Usage>,
+    /// Left out, or null in the chunks of a stream whose last one has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) usage: Option<Option<Usage>>,
 }
 
 /// What every chunk of an answer repeats.

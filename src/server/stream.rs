@@ -70,6 +70,10 @@ impl Streamed {
     }
 
     fn chunk(&self, choices: Vec<ChoiceBody>, usage: Option<Usage>) -> Result<Event, axum::Error> {
-        Event::default().json_data(Completion { head: &self.answer.head, choices, usage })
+        Event::default().json_data(Completion {
+            head: &self.answer.head,
+            choices,
+            usage: self.include_usage.then_some(usage),
+        })
     }
 }
