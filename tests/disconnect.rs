@@ -1,4 +1,5 @@
 //! A client that goes away frees its place; one that reads slowly holds up nobody; a server that stops says good-bye.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! `POST /v1/completions` with `stream`: the chunks together are the answer that is not streamed.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 

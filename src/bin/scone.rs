@@ -19,6 +19,7 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, for the length of the program")]
 enum Command {
     Serve(serve::Args),
     Generate(generate::Args),

@@ -131,7 +131,7 @@ fn take_number(
     }
 }
 
-fn outside<T: PartialEq + std::fmt::Display>(
+fn outside<T: Copy + PartialEq + std::fmt::Display>(
     name: &'static str,
     value: T,
     least: &T,

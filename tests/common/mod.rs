@@ -1,4 +1,5 @@
 //! A server on a port of its own, over a tiny model whose logits anyone can compute.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(
     dead_code,
     unreachable_pub,

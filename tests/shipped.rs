@@ -1,0 +1,165 @@
+//! The model in the repository, as people get it: its table is whole and its own, and it serves.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use reqwest::Client;
+use serde_json::{Value, json};
+
+const SCONE: &str = env!("CARGO_BIN_EXE_scone");
+
+fn cards() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("model_cards")
+}
+
+fn scone(arguments: &[&str]) -> Output {
+    let mut command = Command::new(SCONE);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SCONE_")) {
+        command.env_remove(name);
+    }
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().expect("the program starts")
+}
+
+fn verify(table: &Path) -> Output {
+    let table = table.to_str().expect("a path in UTF-8");
+    scone(&["table", "verify", "--table", table, "--rows", "500", "--json"])
+}
+
+#[test]
+fn its_table_verifies_and_damage_is_found_and_named() {
+    let output = scone(&["table", "verify", "--all", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(report["checked"]["rows"].as_u64() >= Some(100_000), "{report}");
+    assert_eq!(report["checked"]["rows"], report["recomputed"]["rows"]);
+
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("table.safetensors");
+    let good = std::fs::read(cards().join("default/table.safetensors")).expect("the table");
+    // Every region of the file, and places without a pattern in between.
+    for i in 0..24u64 {
+        let at = (i * good.len() as u64 / 24 + i * i * 7919 % 10_007) as usize % good.len();
+        let mut bad = good.clone();
+        bad[at] ^= 1 << (i % 8);
+        std::fs::write(&path, &bad).expect("a writable directory");
+        let output = verify(&path);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "byte {at} was changed and nothing found");
+        assert!(message.contains("table.safetensors") && !message.contains("panicked"), "{message}");
+    }
+    for length in [0, 7, 4096, good.len() / 2, good.len() - 1] {
+        std::fs::write(&path, &good[..length]).expect("a writable directory");
+        assert_eq!(verify(&path).status.code(), Some(1), "cut to {length} bytes");
+    }
+}
+
+#[test]
+fn its_table_fits_no_other_model_and_its_files_are_small_enough_for_git() {
+    let bytes: u64 = ["default", "default-baseline"].iter().map(|name| size(&cards().join(name))).sum();
+    assert!(bytes < 80_000_000, "{bytes} bytes");
+    let table = cards().join("default/table.safetensors");
+    let output = Command::new(SCONE)
+        .args(["generate", "--prompt", "a", "--table"])
+        .arg(table)
+        .arg(cards().join("default-baseline"))
+        .output()
+        .expect("the program starts");
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(message.contains("baseline"), "{message}");
+}
+
+fn size(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).expect("a directory");
+    entries
+        .map(|entry| {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() { size(&path) } else { path.metadata().expect("a file").len() }
+        })
+        .sum()
+}
+
+/// `scone serve`, ended with the test.
+struct Server {
+    child: Child,
+    url: String,
+}
+
+impl Server {
+    fn start() -> Self {
+        let mut child = Command::new(SCONE)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
+        let url = line.trim().strip_prefix("listening on ").expect("where it listens").to_owned();
+        Self { child, url }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has ended by itself where this fails.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn complete(client: &Client, url: &str, body: &Value) -> Value {
+    let answer = client.post(format!("{url}/v1/completions")).json(body).send().await.expect("an answer");
+    assert!(answer.status().is_success(), "{}", answer.status());
+    answer.json().await.expect("JSON")
+}
+
+#[tokio::test]
+async fn greedy_completions_do_not_change_with_what_runs_beside_them() {
+    let server = Server::start();
+    let client = Client::builder().no_proxy().build().expect("a client");
+    let prompts = [
+        "The old man",
+        "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals",
+        "In the beginning",
+        "\"My dear Mr. Bennet,\" said his lady to him one day,",
+        "Chapter 1",
+    ];
+    let request = |prompt: &str| json!({"prompt": prompt, "max_tokens": 40, "temperature": 0, "ignore_eos": true, "logprobs": 2});
+    let mut alone = Vec::new();
+    for prompt in prompts {
+        alone.push(complete(&client, &server.url, &request(prompt)).await["choices"][0].clone());
+    }
+    let requests: Vec<Value> = (0..3).flat_map(|_| prompts).map(request).collect();
+    let together =
+        futures_util::future::join_all(requests.iter().map(|body| complete(&client, &server.url, body)))
+            .await;
+    for (i, answer) in together.iter().enumerate() {
+        // Text and log-probabilities, to the last bit.
+        assert_eq!(answer["choices"][0], alone[i % prompts.len()]);
+    }
+}
+
+#[tokio::test]
+async fn scores_through_the_endpoint_are_those_of_eval() {
+    let text =
+        "The captain stood upon the deck, and looked out over the sea. He had not slept for three days.";
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("text");
+    std::fs::write(&file, text).expect("a writable directory");
+    let output = scone(&["eval", "--json", "--text", file.to_str().expect("UTF-8")]);
+    let eval: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+
+    let server = Server::start();
+    let client = Client::builder().no_proxy().build().expect("a client");
+    let body = json!({"prompt": text, "max_tokens": 0, "echo": true, "logprobs": 0});
+    let answer = complete(&client, &server.url, &body).await;
+    let scores = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().expect("scores");
+    assert!(scores[0].is_null());
+    let sum: f64 = scores[1..].iter().map(|score| score.as_f64().expect("a number")).sum();
+    let nll = -sum / (scores.len() - 1) as f64;
+    assert_eq!(eval["tokens"], scores.len());
+    assert!((nll - eval["nll"].as_f64().expect("a number")).abs() < 1e-4, "{nll} and {eval}");
+}
