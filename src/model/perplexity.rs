@@ -14,7 +14,8 @@ const BATCH_TOKENS: usize = 2048;
 pub struct Perplexity {
     /// Tokens of the text.
     pub tokens: usize,
-    /// Tokens predicted: all but the first, before which there is nothing.
+    /// Tokens predicted: all but the first, before which there is nothing (where windows do not overlap, all but the
+    /// first of each).
     pub predicted: usize,
     /// The mean negative log-likelihood of a predicted token, in nats.
     pub nll: f64,
@@ -47,10 +48,10 @@ pub fn perplexity(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Perplexity, ModelError> {
     let most = model.config().max_position_embeddings;
-    if tokens.len() < 2 || context < 2 || context > most || stride == 0 || stride >= context {
+    if tokens.len() < 2 || context < 2 || context > most || stride == 0 || stride > context {
         let why = format!(
             "cannot score {} tokens in windows of {context} that start {stride} apart: at least 2 tokens, windows of 2 \
-             to {most} and a stride below the window are needed",
+             to {most} and a stride of 1 to the window are needed",
             tokens.len()
         );
         return Err(candle_core::Error::Msg(why).into());
@@ -127,7 +128,7 @@ mod tests {
 
     #[test]
     fn every_token_is_new_in_exactly_one_window() {
-        for (tokens, context, stride) in [(2, 2, 1), (10, 4, 3), (11, 4, 2), (100, 16, 15), (5, 16, 8)] {
+        for (tokens, context, stride) in [(2, 2, 1), (10, 4, 3), (11, 4, 2), (100, 16, 15), (5, 16, 8), (12, 4, 4), (13, 4, 4)] {
             let mut next = 0;
             for window in windows(tokens, context, stride) {
                 assert_eq!(window.new, next);
