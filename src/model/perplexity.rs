@@ -128,7 +128,9 @@ mod tests {
 
     #[test]
     fn every_token_is_new_in_exactly_one_window() {
-        for (tokens, context, stride) in [(2, 2, 1), (10, 4, 3), (11, 4, 2), (100, 16, 15), (5, 16, 8), (12, 4, 4), (13, 4, 4)] {
+        for (tokens, context, stride) in
+            [(2, 2, 1), (10, 4, 3), (11, 4, 2), (100, 16, 15), (5, 16, 8), (12, 4, 4), (13, 4, 4)]
+        {
             let mut next = 0;
             for window in windows(tokens, context, stride) {
                 assert_eq!(window.new, next);
