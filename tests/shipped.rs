@@ -110,6 +110,13 @@ impl Drop for Server {
     }
 }
 
+/// A client that goes to the server itself. reqwest comes without a provider for TLS and wants one all the same.
+fn client() -> Client {
+    // An error says only that another test of this program was first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().no_proxy().build().expect("a client")
+}
+
 async fn complete(client: &Client, url: &str, body: &Value) -> Value {
     let answer = client.post(format!("{url}/v1/completions")).json(body).send().await.expect("an answer");
     assert!(answer.status().is_success(), "{}", answer.status());
@@ -119,7 +126,7 @@ async fn complete(client: &Client, url: &str, body: &Value) -> Value {
 #[tokio::test]
 async fn greedy_completions_do_not_change_with_what_runs_beside_them() {
     let server = Server::start();
-    let client = Client::builder().no_proxy().build().expect("a client");
+    let client = client();
     let prompts = [
         "The old man",
         "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals",
@@ -153,7 +160,7 @@ async fn scores_through_the_endpoint_are_those_of_eval() {
     let eval: Value = serde_json::from_slice(&output.stdout).expect("JSON");
 
     let server = Server::start();
-    let client = Client::builder().no_proxy().build().expect("a client");
+    let client = client();
     let body = json!({"prompt": text, "max_tokens": 0, "echo": true, "logprobs": 0});
     let answer = complete(&client, &server.url, &body).await;
     let scores = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().expect("scores");
