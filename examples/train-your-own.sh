@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From text to a SCONE model that can be served, and its baseline to compare with: about four minutes on two cores.
+# From text to a SCONE model that can be served, and its baseline to compare with: about two minutes on two cores after the build.
 #
 #   examples/train-your-own.sh [INPUT] [OUT]
 #

@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use super::progress_bar;
 use crate::train::{Outcome, Progress, Run, RunConfig};
 
-/// Train a model: the main model and, with an [fgram] section, the f-gram model, jointly.
+/// Train a model: the main model and, with an `[fgram]` section, the f-gram model, jointly
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "RUN_DIR receives config.toml, metrics.jsonl (a line an update), last.safetensors (the newest \

@@ -130,7 +130,7 @@ fn write_to(set: &FgramSet, file: impl Write + Send) -> Result<(), ParquetError>
     Ok(())
 }
 
-/// Reads a set that has its policy with it, as [`write`] makes it.
+/// Reads a set that has its policy with it, as [`write()`] makes it.
 ///
 /// # Errors
 /// Where the file cannot be read, is damaged, has no policy, or its rows are no closed set.
