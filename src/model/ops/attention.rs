@@ -3,7 +3,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::gemm::{Into, Matrix, gemm};
+use super::gemm::{Matrix, Put, gemm};
 use super::simd::{axpy, dot, softmax, sum2, vectorized};
 use super::slices::{contiguous, elements, output};
 
@@ -290,7 +290,7 @@ impl Sequence<'_> {
         let rows = to - from;
         let q = Matrix::new(&self.q[from * q_width + h * head..], rows, head, q_width);
         let k = Matrix::new(&self.k[self.dims.kv_at(h)..], to, head, kv);
-        gemm(weights, to, Into::Replace, q, k.t(), scale, false);
+        gemm(weights, to, Put::Replace, q, k.t(), scale, false);
         vectorized(
             #[inline(always)]
             || {
@@ -312,7 +312,7 @@ impl Sequence<'_> {
                 self.block(from, to, h, scratch);
                 let weights = Matrix::new(scratch, to - from, to, to);
                 let v = Matrix::new(&self.v[self.dims.kv_at(h)..], to, head, kv);
-                gemm(&mut out[from * q_width + h * head..], q_width, Into::Replace, weights, v, 1.0, false);
+                gemm(&mut out[from * q_width + h * head..], q_width, Put::Replace, weights, v, 1.0, false);
             }
         }
     }
@@ -329,9 +329,9 @@ impl Sequence<'_> {
                 self.block(from, to, h, weights);
                 let dout = Matrix::new(&g.dout[from * q_width + q_at..], rows, head, q_width);
                 let v = Matrix::new(&self.v[kv_at..], to, head, kv);
-                gemm(dweights, to, Into::Replace, dout, v.t(), 1.0, false);
+                gemm(dweights, to, Put::Replace, dout, v.t(), 1.0, false);
                 let p = Matrix::new(weights, rows, to, to);
-                gemm(&mut g.dv[kv_at..], kv, Into::Add, p.t(), dout, 1.0, false);
+                gemm(&mut g.dv[kv_at..], kv, Put::Add, p.t(), dout, 1.0, false);
                 vectorized(
                     #[inline(always)]
                     || {
@@ -346,9 +346,9 @@ impl Sequence<'_> {
                 );
                 let ds = Matrix::new(dweights, rows, to, to);
                 let k = Matrix::new(&self.k[kv_at..], to, head, kv);
-                gemm(&mut g.dq[from * q_width + q_at..], q_width, Into::Replace, ds, k, scale, false);
+                gemm(&mut g.dq[from * q_width + q_at..], q_width, Put::Replace, ds, k, scale, false);
                 let q = Matrix::new(&self.q[from * q_width + q_at..], rows, head, q_width);
-                gemm(&mut g.dk[kv_at..], kv, Into::Add, ds.t(), q, scale, false);
+                gemm(&mut g.dk[kv_at..], kv, Put::Add, ds.t(), q, scale, false);
             }
         }
     }

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::gemm::{Into, Matrix, gemm};
+use super::gemm::{Matrix, Put, gemm};
 use super::simd::{exp_shifted, vectorized};
 use super::slices::{contiguous, output};
 
@@ -13,13 +13,16 @@ const CHUNK: usize = 128;
 /// The mean cross-entropy, in nats, of `targets` under `softmax(h * head^T)`: `h` is `[tokens, d]`, `head`
 /// `[vocabulary, d]`; a scalar.
 ///
-/// The gradients are made in the same pass, while a chunk of logits is at hand, and kept for the backward pass.
+/// The gradients are made in the same pass, while a chunk of logits is at hand, and kept for the backward pass; where
+/// nothing is being trained, as in validation, they are not made.
 pub fn cross_entropy(h: &Tensor, head: &Tensor, targets: &Arc<Vec<u32>>) -> Result<Tensor> {
-    h.apply_op2(head, CrossEntropy { targets: targets.clone(), gradients: Mutex::default() })
+    let trained = h.track_op() || head.track_op();
+    h.apply_op2(head, CrossEntropy { targets: targets.clone(), trained, gradients: Mutex::default() })
 }
 
 struct CrossEntropy {
     targets: Arc<Vec<u32>>,
+    trained: bool,
     /// Of `h` and of `head`, for a loss gradient of 1.
     gradients: Mutex<Option<(Vec<f32>, Vec<f32>)>>,
 }
@@ -56,18 +59,22 @@ impl CustomOp2 for CrossEntropy {
         {
             let rows = targets.len();
             let h = Matrix::new(h, rows, d, d);
-            gemm(&mut logits, vocabulary, Into::Replace, h, w.t(), 1.0, true);
+            gemm(&mut logits, vocabulary, Put::Replace, h, w.t(), 1.0, true);
             let losses: Vec<f64> = logits
                 .par_chunks_exact_mut(vocabulary)
                 .zip(targets)
                 .map(|(row, &target)| loss_and_gradient(row, target, 1.0 / tokens as f32))
                 .collect();
             loss += losses.iter().sum::<f64>();
+            if !self.trained {
+                continue;
+            }
             let dlogits = Matrix::new(&logits, rows, vocabulary, vocabulary);
-            gemm(dh, d, Into::Replace, dlogits, w, 1.0, true);
-            gemm(&mut dhead, d, Into::Add, dlogits.t(), h, 1.0, true);
+            gemm(dh, d, Put::Replace, dlogits, w, 1.0, true);
+            gemm(&mut dhead, d, Put::Add, dlogits.t(), h, 1.0, true);
         }
-        *self.gradients.lock().unwrap_or_else(PoisonError::into_inner) = Some((dh, dhead));
+        let gradients = self.trained.then_some((dh, dhead));
+        *self.gradients.lock().unwrap_or_else(PoisonError::into_inner) = gradients;
         Ok(output(vec![(loss / tokens as f64) as f32], ()))
     }
 
@@ -79,7 +86,9 @@ impl CustomOp2 for CrossEntropy {
         dloss: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let gradients = self.gradients.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some((mut dh, mut dhead)) = gradients else { bail!("cross-entropy: backward ran twice") };
+        let Some((mut dh, mut dhead)) = gradients else {
+            bail!("cross-entropy: nothing is trained, or backward ran twice")
+        };
         let scale = dloss.to_scalar::<f32>()?;
         if scale != 1.0 {
             dh.iter_mut().chain(&mut dhead).for_each(|x| *x *= scale);

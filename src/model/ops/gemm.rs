@@ -38,7 +38,7 @@ impl<'a> Matrix<'a> {
 
 /// How a product is put into its destination.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Into {
+pub(super) enum Put {
     /// It replaces what is there.
     Replace,
     /// It is added.
@@ -50,7 +50,7 @@ pub(super) enum Into {
 pub(super) fn gemm(
     out: &mut [f32],
     row_stride: usize,
-    how: Into,
+    how: Put,
     a: Matrix<'_>,
     b: Matrix<'_>,
     scale: f32,
@@ -76,7 +76,7 @@ pub(super) fn gemm(
             out.as_mut_ptr(),
             1,
             row_stride as isize,
-            how == Into::Add,
+            how == Put::Add,
             a.data.as_ptr(),
             a.column_stride as isize,
             a.row_stride as isize,

@@ -38,7 +38,7 @@ impl CustomOp2 for Linear {
         let mut y = vec![0f32; tokens * features];
         if self.trained {
             let (x, w) = (Matrix::new(x, tokens, k, k), Matrix::new(w, features, k, k));
-            gemm::gemm(&mut y, features, gemm::Into::Replace, x, w.t(), 1.0, true);
+            gemm::gemm(&mut y, features, gemm::Put::Replace, x, w.t(), 1.0, true);
         } else {
             row_dots(x, w, k, &mut y, features);
         }
@@ -58,9 +58,9 @@ impl CustomOp2 for Linear {
         let (xs, w) = (Matrix::new(&xs, tokens, k, k), Matrix::new(&w, features, k, k));
         let dys = Matrix::new(&dys, tokens, features, features);
         let mut dx = vec![0f32; tokens * k];
-        gemm::gemm(&mut dx, k, gemm::Into::Replace, dys, w, 1.0, true);
+        gemm::gemm(&mut dx, k, gemm::Put::Replace, dys, w, 1.0, true);
         let mut dw = vec![0f32; features * k];
-        gemm::gemm(&mut dw, k, gemm::Into::Replace, dys.t(), xs, 1.0, true);
+        gemm::gemm(&mut dw, k, gemm::Put::Replace, dys.t(), xs, 1.0, true);
         let device = x.device();
         Ok((
             Some(Tensor::from_vec(dx, x.shape(), device)?),

@@ -200,4 +200,8 @@ fn cross_entropy_equals_the_composed_one() {
         |t| cross_entropy(&t[0], &t[1], &targets),
         |t| candle_nn::loss::cross_entropy(&t[0].matmul(&t[1].t()?)?, &target),
     );
+    let (h, head) = (random(&mut rng, (200, 12)), random(&mut rng, (50, 12)));
+    let untrained = cross_entropy(&h, &head, &targets).unwrap();
+    let expected = candle_nn::loss::cross_entropy(&h.matmul(&head.t().unwrap()).unwrap(), &target).unwrap();
+    assert!(max_difference(&untrained, &expected) < 2e-5);
 }
