@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The shipped pair, from data/books (see prepare.sh) to runs/books/{scone,baseline}/model. On one thread each of
-# a busy machine they took 38 and 28 minutes. A run that was interrupted goes on where it was.
+# a busy machine they took 37 and 27 minutes. A run that was interrupted goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cargo build --release --locked --bins

@@ -57,7 +57,7 @@ pub enum BenchError {
         stderr: String,
     },
     /// The log of requests could not be written.
-    #[error("could not write {}: {source}", .path.display())]
+    #[error("could not write {}", .path.display())]
     Log {
         /// Where.
         path: PathBuf,

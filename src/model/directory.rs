@@ -208,6 +208,9 @@ impl ModelDirectory {
     /// # Errors
     /// Where it is damaged, or belongs to another tokenizer, token embedding, f-gram model or f-gram set.
     pub fn open_table(&self, path: &Path) -> Result<Table, ModelError> {
+        if !path.exists() {
+            return Err(ModelError::NoTable { table: path.to_owned(), model: self.path.clone() });
+        }
         let table = Table::open(path)?;
         let Some(scone) = &self.scone else {
             let why = "a baseline takes no table: it has no scone.json";

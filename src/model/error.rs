@@ -9,7 +9,7 @@ use crate::tokenizer::TokenizerError;
 #[derive(Debug, Error)]
 pub enum ModelError {
     /// A file cannot be read or written.
-    #[error("{path}: {source}")]
+    #[error("cannot access {path}")]
     Io {
         /// Which.
         path: PathBuf,
@@ -63,6 +63,14 @@ pub enum ModelError {
         rank: u32,
         /// The largest difference, as a share of the row's largest number.
         difference: f32,
+    },
+    /// The table that a model needs is not there.
+    #[error("there is no table at {table}: make it with `scone table build {model} --fgrams FILE`")]
+    NoTable {
+        /// Where it should be.
+        table: PathBuf,
+        /// The model directory.
+        model: PathBuf,
     },
     /// The f-gram model is needed and not there.
     #[error(

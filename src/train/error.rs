@@ -17,7 +17,7 @@ pub enum TrainError {
         why: String,
     },
     /// A file of the run cannot be read or written.
-    #[error("{path}: {source}")]
+    #[error("cannot access {path}")]
     Io {
         /// Which file.
         path: PathBuf,
