@@ -1,7 +1,6 @@
+use super::prefetch::prefetch;
+use super::slots::{Search, Slots};
 use super::{Key, MAX_N};
-
-/// A slot that holds no rank.
-const EMPTY: u32 = u32::MAX;
 
 /// The longest f-gram that ends at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,20 +13,23 @@ pub struct Match {
 
 /// Finds f-grams by their keys: a view of two arrays, in memory or in a mapped table.
 ///
-/// `slots` is a hash table with linear probing whose entries are ranks; `keys` are the f-grams by rank. The key is
-/// compared on every hit, so a wrong answer is impossible in an undamaged file; in a damaged one every access is
-/// still checked and every search ends.
+/// `slots` is a hash table whose entries are ranks; `keys` are the f-grams by rank. The key is compared on every hit,
+/// so a wrong answer is impossible in an undamaged file; in a damaged one every access is still checked and every
+/// search ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Index<'a> {
     keys: &'a [Key],
-    slots: &'a [u32],
+    slots: Slots<'a>,
     max_n: usize,
 }
 
 impl<'a> Index<'a> {
-    /// A view of `keys` in order of rank and of the slots that [`build_slots`] made for them. `slots` must have a
-    /// power of two entries, at least one of them empty; otherwise every lookup misses.
+    /// A view of `keys` in order of rank and of the slots that [`build_slots`](super::build_slots) made for them.
     pub fn new(keys: &'a [Key], slots: &'a [u32], max_n: usize) -> Self {
+        Self { keys, slots: Slots::new(slots, keys.len()), max_n: max_n.min(MAX_N) }
+    }
+
+    pub(super) fn of_slots(keys: &'a [Key], slots: Slots<'a>, max_n: usize) -> Self {
         Self { keys, slots, max_n: max_n.min(MAX_N) }
     }
 
@@ -48,26 +50,27 @@ impl<'a> Index<'a> {
 
     /// The rank of the f-gram with this key.
     pub fn find(&self, key: Key) -> Option<u32> {
-        if !self.slots.len().is_power_of_two() {
-            return None;
-        }
-        let mask = self.slots.len() - 1;
-        let mut at = key.hash() as usize & mask;
-        for _ in 0..=mask {
-            let rank = self.slots[at];
-            if rank == EMPTY {
-                return None;
-            }
+        self.go_on(key, &mut self.slots.search(key))
+    }
+
+    /// Ends a search that has begun.
+    fn go_on(&self, key: Key, search: &mut Search) -> Option<u32> {
+        while let Some(rank) = self.slots.next(search) {
             if self.keys.get(rank as usize) == Some(&key) {
                 return Some(rank);
             }
-            at = (at + 1) & mask;
         }
         None
     }
 
+    /// The rank of the f-gram of exactly these tokens.
+    pub fn rank(&self, tokens: &[u32]) -> Option<u32> {
+        let found = self.longest_match(tokens)?;
+        (usize::from(found.n) == tokens.len()).then_some(found.rank)
+    }
+
     /// The longest f-gram that ends with the last of `tokens` and lies inside `tokens`, or `None`: the token falls
-    /// back. At most the last K tokens are read.
+    /// back. At most the last K tokens are read. For many positions [`Index::matches`] is several times as fast.
     pub fn longest_match(&self, tokens: &[u32]) -> Option<Match> {
         let (&last, before) = tokens.split_last()?;
         let mut before = before.iter().rev();
@@ -83,7 +86,31 @@ impl<'a> Index<'a> {
 
     /// The longest match at every position of `tokens` from `from` on; the tokens before `from` are context.
     pub fn matches(&self, tokens: &[u32], from: usize) -> Vec<Option<Match>> {
-        (from..tokens.len()).map(|i| self.longest_match(&tokens[..=i])).collect()
+        self.matches_of([(tokens, from)])
+    }
+
+    /// The longest matches of a ragged batch: [`Index::matches`] of each piece, one after the other.
+    ///
+    /// Many positions are searched side by side, so that their reads of memory overlap. Matches grow length by length,
+    /// and a longer one is looked for only where the set's closure leaves it possible: the match at a position is
+    /// at most one token longer than that of the position before.
+    pub fn matches_of<'t>(
+        &self,
+        pieces: impl IntoIterator<Item = (&'t [u32], usize)>,
+    ) -> Vec<Option<Match>> {
+        let mut found = Vec::new();
+        let mut block = Block::default();
+        for (tokens, from) in pieces {
+            found.reserve(tokens.len().saturating_sub(from));
+            for i in from..tokens.len() {
+                if block.len == BLOCK {
+                    block.run(*self, &mut found);
+                }
+                block.push(&tokens[(i + 1).saturating_sub(self.max_n)..=i], i > from);
+            }
+        }
+        block.run(*self, &mut found);
+        found
     }
 
     /// The tokens of the f-gram of this rank, in order; `None` if there is no such rank or the keys are damaged.
@@ -112,25 +139,110 @@ impl<'a> Index<'a> {
 
     /// The hash table's slots.
     pub fn slots(&self) -> &'a [u32] {
-        self.slots
+        self.slots.as_slice()
     }
 }
 
-/// How many slots an index of `len` f-grams has: a power of two, so at most 3/4 and at least 3/8 of them are full.
-pub fn slot_count(len: usize) -> usize {
-    (len * 4 / 3 + 1).next_power_of_two()
+/// Positions searched side by side: enough to keep every outstanding read of a core busy, few enough for its first
+/// cache.
+const BLOCK: usize = 64;
+
+/// Some positions on their way to their longest matches.
+struct Block<'t> {
+    len: usize,
+    /// The last tokens up to and with each position, K at most.
+    tokens: [&'t [u32]; BLOCK],
+    /// Whether the position before it, in the block or the one before, is its left neighbour.
+    adjacent: [bool; BLOCK],
+    /// The lengths matched so far, after that of the last position of the block before.
+    lengths: [u8; BLOCK + 1],
+    ranks: [u32; BLOCK],
+    /// Searches of the current length.
+    probes: [Probe; BLOCK],
 }
 
-/// The slots of an index over `keys`, which must all differ.
-pub fn build_slots(keys: &[Key]) -> Vec<u32> {
-    let mut slots = vec![EMPTY; slot_count(keys.len())];
-    let mask = slots.len() - 1;
-    for (rank, key) in keys.iter().enumerate() {
-        let mut at = key.hash() as usize & mask;
-        while slots[at] != EMPTY {
-            at = (at + 1) & mask;
+#[derive(Clone, Copy, Default)]
+struct Probe {
+    position: usize,
+    key: Key,
+    search: Search,
+    /// A rank whose key has yet to be compared.
+    candidate: Option<u32>,
+}
+
+impl Default for Block<'_> {
+    fn default() -> Self {
+        Self {
+            len: 0,
+            tokens: [&[]; BLOCK],
+            adjacent: [false; BLOCK],
+            lengths: [1; BLOCK + 1],
+            ranks: [0; BLOCK],
+            probes: [Probe::default(); BLOCK],
         }
-        slots[at] = rank as u32;
     }
-    slots
+}
+
+impl<'t> Block<'t> {
+    fn push(&mut self, tokens: &'t [u32], adjacent: bool) {
+        self.tokens[self.len] = tokens;
+        self.adjacent[self.len] = adjacent;
+        self.len += 1;
+    }
+
+    /// Matches the block's positions, appends what they match, and empties it.
+    fn run(&mut self, index: Index<'_>, found: &mut Vec<Option<Match>>) {
+        if self.len == 0 {
+            return;
+        }
+        self.lengths[1..=self.len].fill(1);
+        for n in 2..=index.max_n {
+            // Three rounds, so that what one of them fetches is there in the next.
+            let probes = self.begin(index, n);
+            if probes == 0 {
+                break;
+            }
+            for probe in &mut self.probes[..probes] {
+                probe.candidate = index.slots.next(&mut probe.search);
+                if let Some(rank) = probe.candidate {
+                    prefetch(index.keys, rank as usize);
+                }
+            }
+            for probe in &mut self.probes[..probes] {
+                let Some(candidate) = probe.candidate else { continue };
+                let hit = index.keys.get(candidate as usize) == Some(&probe.key);
+                let rank = if hit { Some(candidate) } else { index.go_on(probe.key, &mut probe.search) };
+                if let Some(rank) = rank {
+                    self.ranks[probe.position] = rank;
+                    self.lengths[probe.position + 1] = n as u8;
+                }
+            }
+        }
+        let matches = self.lengths[1..=self.len].iter().zip(&self.ranks);
+        found.extend(matches.map(|(&n, &rank)| (n > 1).then_some(Match { rank, n })));
+        self.lengths[0] = self.lengths[self.len];
+        self.len = 0;
+    }
+
+    /// Begins the searches for n-grams of this length; gives how many there are.
+    fn begin(&mut self, index: Index<'_>, n: usize) -> usize {
+        let mut probes = 0;
+        for position in 0..self.len {
+            let tokens = self.tokens[position];
+            // `lengths` is shifted by one: the entry at `position` is the left neighbour's.
+            let possible = tokens.len() >= n
+                && usize::from(self.lengths[position + 1]) == n - 1
+                && (!self.adjacent[position] || usize::from(self.lengths[position]) >= n - 1);
+            if possible {
+                let first = tokens[tokens.len() - n];
+                let key = match n {
+                    2 => Key::of_bigram(first, tokens[tokens.len() - 1]),
+                    _ => Key::of_longer(first, self.ranks[position]),
+                };
+                self.probes[probes] = Probe { position, key, search: index.slots.search(key), candidate: None };
+                probes += 1;
+            }
+        }
+        probes
+    }
 }

@@ -12,7 +12,7 @@ pub const MAX_RANKS: u32 = u32::MAX - MAX_VOCABULARY;
 /// of an f-gram [`MAX_VOCABULARY`] plus its rank. Two f-grams of a set have different keys and equal f-grams equal
 /// ones, so comparing keys compares all the tokens. The layout is that of the table's `keys` tensor (two
 /// little-endian u32 a row).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Key {
     /// The code of the suffix (all tokens but the first).

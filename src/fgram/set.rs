@@ -3,6 +3,7 @@ use std::cmp::Ordering;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
+use super::slots::Filling;
 use super::{Index, Key, MAX_N, MAX_RANKS, MAX_VOCABULARY, Match, build_slots};
 
 /// What may be an f-gram at all; stored with a set and with the table made of it.
@@ -86,37 +87,17 @@ impl FgramSet {
         policy: Policy,
         ranked: impl IntoIterator<Item = (&'a [u32], u64)>,
     ) -> Result<Self, SetError> {
-        if !(2..=MAX_N).contains(&policy.max_n) {
-            return Err(SetError::MaxN(policy.max_n));
-        }
-        // Filled as the ranks come, so that a suffix, which always has the smaller rank, is found at once.
-        let mut by_key = hashbrown::HashMap::<Key, u32>::new();
-        let mut keys = Vec::new();
-        let mut counts = Vec::new();
-        let mut previous: Option<(&[u32], u64)> = None;
-        for (rank, (tokens, count)) in ranked.into_iter().enumerate() {
-            if rank as u64 >= u64::from(MAX_RANKS) {
-                return Err(SetError::TooMany(rank + 1));
-            }
-            check_tokens(&policy, rank, tokens)?;
-            if previous.is_some_and(|previous| rank_order(previous, (tokens, count)) != Ordering::Less) {
-                return Err(SetError::Order { rank: rank - 1 });
-            }
-            previous = Some((tokens, count));
-            let find = |part: &[u32]| find_in(&by_key, part);
-            let missing = |part| SetError::NotClosed { rank, tokens: tokens.to_vec(), part };
-            let key = if tokens.len() == 2 {
-                Key::of_bigram(tokens[0], tokens[1])
-            } else {
-                find(&tokens[..tokens.len() - 1]).ok_or_else(|| missing("prefix"))?;
-                Key::of_longer(tokens[0], find(&tokens[1..]).ok_or_else(|| missing("suffix"))?)
-            };
-            by_key.insert(key, rank as u32);
-            keys.push(key);
-            counts.push(count);
-        }
+        let ranked = ranked.into_iter();
+        let mut builder = SetBuilder::new(policy, ranked.size_hint().0)?;
+        ranked.into_iter().try_for_each(|(tokens, count)| builder.push(tokens, count))?;
+        Ok(builder.finish())
+    }
+
+    /// The set of these keys and counts, by rank, from a caller who knows that they are one: nothing is checked.
+    /// For keys of a file use [`SetBuilder`] or [`verify`](crate::table::verify).
+    pub fn from_keys(policy: Policy, keys: Vec<Key>, counts: Vec<u64>) -> Self {
         let slots = build_slots(&keys);
-        Ok(Self { policy, keys, slots, counts })
+        Self { policy, keys, slots, counts }
     }
 
     /// The index over the set.
@@ -160,6 +141,84 @@ impl FgramSet {
     }
 }
 
+/// Makes a set of n-grams that come one at a time, in order of rank (see [`rank_order`]), and checks them.
+#[derive(Debug)]
+pub struct SetBuilder {
+    policy: Policy,
+    keys: Vec<Key>,
+    counts: Vec<u64>,
+    /// Filled as the ranks come, so that prefix and suffix, which always have smaller ranks, are found.
+    filling: Filling,
+    /// What the slots have room for.
+    capacity: usize,
+    previous: (Vec<u32>, u64),
+}
+
+impl SetBuilder {
+    /// A set that is empty as yet, with room for about `len` f-grams.
+    ///
+    /// # Errors
+    /// Where K is out of range.
+    pub fn new(policy: Policy, len: usize) -> Result<Self, SetError> {
+        if !(2..=MAX_N).contains(&policy.max_n) {
+            return Err(SetError::MaxN(policy.max_n));
+        }
+        let capacity = len.clamp(64, MAX_RANKS as usize);
+        let (keys, counts) = (Vec::with_capacity(len), Vec::with_capacity(len));
+        let (filling, previous) = (Filling::new(capacity), (Vec::new(), u64::MAX));
+        Ok(Self { policy, keys, counts, filling, capacity, previous })
+    }
+
+    /// The f-gram of the next rank.
+    ///
+    /// # Errors
+    /// Where it does not come after the one before, its prefix or suffix is missing, or the policy does not allow it.
+    pub fn push(&mut self, tokens: &[u32], count: u64) -> Result<(), SetError> {
+        let rank = self.keys.len();
+        if rank as u64 >= u64::from(MAX_RANKS) {
+            return Err(SetError::TooMany(rank + 1));
+        }
+        check_tokens(&self.policy, rank, tokens)?;
+        let (before, before_count) = &self.previous;
+        if rank > 0 && rank_order((before, *before_count), (tokens, count)) != Ordering::Less {
+            return Err(SetError::Order { rank: rank - 1 });
+        }
+        let missing = |part| SetError::NotClosed { rank, tokens: tokens.to_vec(), part };
+        let key = if tokens.len() == 2 {
+            Key::of_bigram(tokens[0], tokens[1])
+        } else {
+            let index = Index::of_slots(&self.keys, self.filling.slots(), self.policy.max_n);
+            index.rank(&tokens[..tokens.len() - 1]).ok_or_else(|| missing("prefix"))?;
+            Key::of_longer(tokens[0], index.rank(&tokens[1..]).ok_or_else(|| missing("suffix"))?)
+        };
+        if rank == self.capacity {
+            self.grow();
+        }
+        self.filling.insert(key, rank as u32);
+        self.keys.push(key);
+        self.counts.push(count);
+        self.previous.0.clear();
+        self.previous.0.extend_from_slice(tokens);
+        self.previous.1 = count;
+        Ok(())
+    }
+
+    fn grow(&mut self) {
+        self.capacity *= 2;
+        self.filling = Filling::new(self.capacity);
+        for (rank, &key) in self.keys.iter().enumerate() {
+            self.filling.insert(key, rank as u32);
+        }
+    }
+
+    /// The set.
+    pub fn finish(self) -> FgramSet {
+        let Self { policy, keys, counts, filling, capacity, .. } = self;
+        let slots = if keys.len() == capacity { filling.into_slots() } else { build_slots(&keys) };
+        FgramSet { policy, keys, slots, counts }
+    }
+}
+
 /// SHA-256, in hexadecimal, of a policy and the f-grams by rank: what a table must share with its model. Counts do
 /// not enter, for they change no match.
 pub fn identity(policy: &Policy, keys: &[Key]) -> String {
@@ -191,16 +250,6 @@ fn check_tokens(policy: &Policy, rank: usize, tokens: &[u32]) -> Result<(), SetE
         }
     }
     Ok(())
-}
-
-fn find_in(by_key: &hashbrown::HashMap<Key, u32>, tokens: &[u32]) -> Option<u32> {
-    let (&last, before) = tokens.split_last()?;
-    let mut before = before.iter().rev();
-    let mut rank = *by_key.get(&Key::of_bigram(*before.next()?, last))?;
-    for &token in before {
-        rank = *by_key.get(&Key::of_longer(token, rank))?;
-    }
-    Some(rank)
 }
 
 #[cfg(test)]
@@ -253,6 +302,13 @@ mod tests {
                     prop_assert_eq!(set.tokens(found.rank).unwrap(), &text[end - n..end]);
                 }
             }
+            let singly = |text: &[u32], from: usize| -> Vec<_> {
+                (from..text.len()).map(|i| set.longest_match(&text[..=i])).collect()
+            };
+            let cut = text.len() / 3;
+            let pieces = [(&text[..], 0), (&text[..], cut), (&text[cut..], 0), (&mined[..], 1.min(mined.len()))];
+            let expected: Vec<_> = pieces.iter().flat_map(|&(text, from)| singly(text, from)).collect();
+            prop_assert_eq!(set.index().matches_of(pieces), expected);
             for (rank, (tokens, count)) in ranked.iter().enumerate() {
                 prop_assert_eq!(&set.tokens(rank as u32).unwrap(), tokens);
                 prop_assert_eq!(set.counts()[rank], *count);
