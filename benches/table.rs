@@ -9,7 +9,7 @@ use std::path::Path;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use scone::fgram::{FgramSet, Policy, rank_order};
-use scone::table::{Identity, RowType, Table, TableWriter, verify};
+use scone::table::{Contents, Identity, RowFormat, RowType, Table, TableWriter, verify};
 
 const FGRAMS: usize = 100_000;
 const DIM: usize = 512;
@@ -44,7 +44,9 @@ fn write(path: &Path, row_type: RowType, set: &FgramSet) -> Table {
     let hash = || "0".repeat(64);
     let identity =
         Identity { tokenizer: hash(), token_embedding: hash(), fgram_model: hash(), fgrams: set.sha256() };
-    let mut writer = TableWriter::create(path, row_type, DIM, set, &identity).expect("a new table");
+    let mut writer =
+        TableWriter::open(path, RowFormat::packed(row_type, DIM), Contents::of_set(set), &identity)
+            .expect("a new table");
     let mut row = vec![0.0_f32; DIM];
     for rank in 0..set.len() {
         row.iter_mut().enumerate().for_each(|(i, x)| *x = ((rank * 31 + i) as f32).sin());
@@ -67,7 +69,7 @@ fn benches(c: &mut Criterion) {
     let source = vec![1.0_f32; BATCH * DIM];
     group.bench_function("memcpy", |b| b.iter(|| out.copy_from_slice(black_box(&source))));
     let mut last = None;
-    for row_type in [RowType::F32, RowType::F16, RowType::Bf16, RowType::Int8] {
+    for row_type in [RowType::F32, RowType::F16, RowType::Bf16, RowType::Int8, RowType::Int4] {
         let table = write(&directory.path().join(row_type.to_string()), row_type, &set);
         group.bench_function(row_type.to_string(), |b| {
             b.iter(|| table.gather(black_box(&ranks), &mut out).expect("ranks of the table"));

@@ -64,7 +64,8 @@ impl Write for NewFile {
     }
 }
 
-fn directory(path: &Path) -> &Path {
+/// The directory that holds a file of this name.
+pub(crate) fn directory(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

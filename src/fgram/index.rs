@@ -94,10 +94,7 @@ impl<'a> Index<'a> {
     /// Many positions are searched side by side, so that their reads of memory overlap. Matches grow length by length,
     /// and a longer one is looked for only where the set's closure leaves it possible: the match at a position is
     /// at most one token longer than that of the position before.
-    pub fn matches_of<'t>(
-        &self,
-        pieces: impl IntoIterator<Item = (&'t [u32], usize)>,
-    ) -> Vec<Option<Match>> {
+    pub fn matches_of<'t>(&self, pieces: impl IntoIterator<Item = (&'t [u32], usize)>) -> Vec<Option<Match>> {
         let mut found = Vec::new();
         let mut block = Block::default();
         for (tokens, from) in pieces {
@@ -239,7 +236,8 @@ impl<'t> Block<'t> {
                     2 => Key::of_bigram(first, tokens[tokens.len() - 1]),
                     _ => Key::of_longer(first, self.ranks[position]),
                 };
-                self.probes[probes] = Probe { position, key, search: index.slots.search(key), candidate: None };
+                self.probes[probes] =
+                    Probe { position, key, search: index.slots.search(key), candidate: None };
                 probes += 1;
             }
         }

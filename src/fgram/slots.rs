@@ -154,7 +154,9 @@ mod tests {
 
     #[test]
     fn ranks_keep_clear_of_the_empty_slot() {
-        for (ranks, bits) in [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (10_000_000, 24), (u32::MAX as usize, 32)] {
+        for (ranks, bits) in
+            [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (10_000_000, 24), (u32::MAX as usize, 32)]
+        {
             assert_eq!(rank_bits(ranks), bits, "{ranks}");
             let last = (ranks as u64).saturating_sub(1);
             assert!(ranks == 0 || last < (1 << bits) - 1 || bits == 32 && last < u64::from(u32::MAX));
@@ -167,6 +169,9 @@ mod tests {
         let slots = Slots::new(&slots, 1);
         let mut search = slots.search(Key { parent: 1, token: 1 });
         assert!(std::iter::from_fn(|| slots.next(&mut search)).count() <= 5);
-        assert_eq!(Slots::new(&[], 0).next(&mut Slots::new(&[], 0).search(Key { parent: 1, token: 1 })), None);
+        assert_eq!(
+            Slots::new(&[], 0).next(&mut Slots::new(&[], 0).search(Key { parent: 1, token: 1 })),
+            None
+        );
     }
 }

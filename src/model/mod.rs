@@ -27,5 +27,5 @@ pub use inference::{MainModel, Model};
 pub use kv::KvCache;
 pub use perplexity::{Perplexity, perplexity};
 pub use piece::{Piece, Wanted};
-pub use rows::{RowCheck, build_table, check_rows};
+pub use rows::{RowCheck, Shard, build_table, check_rows, matmul_rate};
 pub use weights::{Weights, write_weights};

@@ -1,7 +1,9 @@
 //! The rows of a table from the f-gram model: made once ([`build_table`]), and made again to check them
 //! ([`check_rows`]).
 
+use std::ops::Range;
 use std::path::Path;
+use std::time::Instant;
 
 use candle_core::Device;
 use serde::Serialize;
@@ -9,13 +11,34 @@ use serde::Serialize;
 use super::embedding::rows_of;
 use super::{FgramModel, ModelDirectory, ModelError};
 use crate::fgram::{FgramSet, Index};
-use crate::table::{RowType, Table, TableWriter};
+use crate::table::{Contents, RowFormat, RowType, Table, TableWriter};
 
 /// F-grams embedded at a time: enough to fill matrix products, few enough to stay in cache.
 const CHUNK: usize = 2048;
 
-/// Runs the f-gram model of a directory, as its files hold it, over a whole set and writes the table. `progress` is
-/// told of every so many rows more.
+/// Which rows of a table to build, of how many parts: `index` of `count`, from 1 on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// Which part.
+    pub index: usize,
+    /// Of how many.
+    pub count: usize,
+}
+
+impl Shard {
+    /// Everything.
+    pub const WHOLE: Self = Self { index: 1, count: 1 };
+
+    /// The ranks of this part of `len` rows; parts differ by one row at most.
+    pub fn ranks(self, len: usize) -> Range<usize> {
+        let start = |index: usize| (index as u128 * len as u128 / self.count.max(1) as u128) as usize;
+        start(self.index.saturating_sub(1))..start(self.index)
+    }
+}
+
+/// Runs the f-gram model of a directory, as its files hold it, over a whole set, or the part of it that `shard` says,
+/// and writes the table, or that part of it. A build that was killed is taken up where it was. `progress` is told of
+/// every so many rows more.
 ///
 /// # Errors
 /// Where the directory has no f-gram model, the set belongs to another tokenizer, or the disk refuses. Nothing is then
@@ -23,12 +46,14 @@ const CHUNK: usize = 2048;
 pub fn build_table(
     directory: &ModelDirectory,
     set: &FgramSet,
-    row_type: RowType,
+    format: RowFormat,
+    shard: Shard,
     output: &Path,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), ModelError> {
     let device = Device::Cpu;
-    let identity = directory.identity(set.sha256())?;
+    let contents = Contents::of_set(set);
+    let identity = directory.identity(contents.sha256().to_owned())?;
     if let Some(scone) = directory.scone()
         && scone.fgrams_sha256 != identity.fgrams
     {
@@ -36,11 +61,15 @@ pub fn build_table(
     }
     let model = directory.fgram_model(&device)?;
     let tokens = directory.token_embedding(&device)?;
-    let dim = directory.config().hidden_size;
-    let mut writer = TableWriter::create(output, row_type, dim, set, &identity)?;
-    let ranks: Vec<u32> = (0..set.len() as u32).collect();
-    for chunk in ranks.chunks(CHUNK) {
-        writer.push(&rows_by_length(set.index(), &model, &tokens, chunk, dim)?)?;
+    let ranks = shard.ranks(set.len());
+    let mut writer = match shard {
+        Shard::WHOLE => TableWriter::open(output, format, contents.clone(), &identity)?,
+        _ => TableWriter::open_part(output, format, &contents, &identity, ranks.clone())?,
+    };
+    progress(writer.rows() as u64);
+    let left: Vec<u32> = (ranks.start + writer.rows()..ranks.end).map(|rank| rank as u32).collect();
+    for chunk in left.chunks(CHUNK) {
+        writer.push(&rows_by_length(set.index(), &model, &tokens, chunk, format.dim)?)?;
         progress(chunk.len() as u64);
     }
     Ok(writer.finish()?)
@@ -98,7 +127,7 @@ pub fn check_rows(
         for ((&rank, computed), stored) in
             chunk.iter().zip(computed.chunks_exact(dim)).zip(stored.chunks_exact(dim))
         {
-            let difference = relative_difference(computed, stored);
+            let difference = relative_difference(table.row_type(), computed, stored);
             if difference.is_nan() || difference > tolerance(table.row_type()) {
                 let table = table.path().to_owned();
                 return Err(ModelError::Row { table, rank, difference });
@@ -117,11 +146,37 @@ fn tolerance(row_type: RowType) -> f32 {
         RowType::F16 => 1e-3,
         RowType::Bf16 => 8e-3,
         RowType::Int8 => 1.0 / 127.0,
+        // A fourteenth is usual; another row is off by about its own length.
+        RowType::Int4 => 0.25,
     }
 }
 
-fn relative_difference(computed: &[f32], stored: &[f32]) -> f32 {
+/// The largest difference of a number as a share of the row's largest. Of four bits, which cut the largest off, the
+/// length of the difference as a share of the row's.
+fn relative_difference(row_type: RowType, computed: &[f32], stored: &[f32]) -> f32 {
+    let differences = || computed.iter().zip(stored).map(|(a, b)| (a - b).abs());
+    if row_type == RowType::Int4 {
+        let square = |sum: f32, x: f32| sum + x * x;
+        let length = computed.iter().copied().fold(0.0, square).sqrt().max(f32::MIN_POSITIVE);
+        return differences().fold(0.0, square).sqrt() / length;
+    }
     let largest = computed.iter().fold(f32::MIN_POSITIVE, |largest, x| largest.max(x.abs()));
-    let difference = computed.iter().zip(stored).map(|(a, b)| (a - b).abs());
-    difference.fold(0f32, |max, x| if x > max || x.is_nan() { x } else { max }) / largest
+    differences().fold(0f32, |max, x| if x > max || x.is_nan() { x } else { max }) / largest
+}
+
+/// The floating-point operations a second of a large f32 matrix product on this machine: the bound on building.
+/// Takes about half a second.
+///
+/// # Errors
+/// None in practice.
+pub fn matmul_rate() -> Result<f64, ModelError> {
+    const N: usize = 1024;
+    let a = candle_core::Tensor::rand(-1f32, 1f32, (N, N), &Device::Cpu)?;
+    let mut best = 0f64;
+    for _ in 0..8 {
+        let start = Instant::now();
+        a.matmul(&a)?;
+        best = best.max(2.0 * (N * N * N) as f64 / start.elapsed().as_secs_f64());
+    }
+    Ok(best)
 }

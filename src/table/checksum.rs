@@ -3,6 +3,7 @@
 use super::format::BLOCK;
 
 /// Takes a stream in pieces of any size.
+#[derive(Debug)]
 pub(super) struct BlockChecksums {
     done: Vec<u32>,
     block: crc32fast::Hasher,
@@ -12,6 +13,16 @@ pub(super) struct BlockChecksums {
 impl BlockChecksums {
     pub(super) fn new() -> Self {
         Self { done: Vec::new(), block: crc32fast::Hasher::new(), filled: 0 }
+    }
+
+    /// Goes on after the blocks that have these checksums.
+    pub(super) fn after(done: Vec<u32>) -> Self {
+        Self { done, ..Self::new() }
+    }
+
+    /// The checksums of the blocks that are complete.
+    pub(super) fn done(&self) -> &[u32] {
+        &self.done
     }
 
     pub(super) fn update(&mut self, mut bytes: &[u8]) {

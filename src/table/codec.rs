@@ -7,7 +7,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::TableError;
+use super::{TableError, int4};
 
 /// The type of a table's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,7 +20,12 @@ pub enum RowType {
     Bf16,
     /// Integers from -127 to 127 and a scale a row, its largest magnitude / 127: off by half a scale at most.
     Int8,
+    /// Four bits a number, a sub-scale of four bits for every 16, and a scale a row; see [`LEVELS`](super::LEVELS).
+    Int4,
 }
+
+/// All of them, from the most exact to the smallest.
+const TYPES: [RowType; 5] = [RowType::F32, RowType::F16, RowType::Bf16, RowType::Int8, RowType::Int4];
 
 /// A number that cannot be stored, and its column.
 #[derive(Debug, PartialEq)]
@@ -40,13 +45,24 @@ impl Misfit {
 }
 
 impl RowType {
-    /// The bytes of a row of `dim` numbers, not counting an int8 row's scale, which lies with the index.
+    /// The bytes of a row of `dim` numbers, not counting its scale, which lies with the index.
     pub fn bytes_per_row(self, dim: usize) -> usize {
-        dim * match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::Int8 => 1,
+        match self {
+            Self::F32 => dim * 4,
+            Self::F16 | Self::Bf16 => dim * 2,
+            Self::Int8 => dim,
+            Self::Int4 => int4::bytes(dim),
         }
+    }
+
+    /// Bytes of an element of the `rows` tensor.
+    pub(super) fn element(self) -> usize {
+        self.dtype().bitsize() / 8
+    }
+
+    /// Whether each row has a scale, which lies with the index.
+    pub(super) fn has_scales(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4)
     }
 
     pub(super) fn dtype(self) -> Dtype {
@@ -55,41 +71,50 @@ impl RowType {
             Self::F16 => Dtype::F16,
             Self::Bf16 => Dtype::BF16,
             Self::Int8 => Dtype::I8,
+            Self::Int4 => Dtype::U8,
         }
     }
 
     pub(super) fn of_dtype(dtype: Dtype) -> Option<Self> {
-        [Self::F32, Self::F16, Self::Bf16, Self::Int8].into_iter().find(|row_type| row_type.dtype() == dtype)
+        TYPES.into_iter().find(|row_type| row_type.dtype() == dtype)
     }
 
     /// The name of the way rows are quantised, as the metadata has it.
     pub(super) fn quantization(self) -> &'static str {
         match self {
             Self::Int8 => "int8-row-absmax",
+            Self::Int4 => "int4-block-levels",
             Self::F32 | Self::F16 | Self::Bf16 => "none",
         }
     }
 
-    /// Appends a row to `out` as it lies in the file, and gives its scale (1 where the type has none).
-    pub(super) fn encode(self, row: &[f32], out: &mut Vec<u8>) -> Result<f32, Misfit> {
+    /// Writes a row to `out`, of [`RowType::bytes_per_row`] bytes, as it lies in the file, and gives its scale (1 where
+    /// the type has none).
+    pub(super) fn encode(self, row: &[f32], out: &mut [u8]) -> Result<f32, Misfit> {
         if let Some(column) = row.iter().position(|x| !x.is_finite()) {
             return Err(Misfit::NotFinite(column));
         }
         match self {
-            Self::F32 => out.extend_from_slice(bytemuck::cast_slice(row)),
+            Self::F32 => out.copy_from_slice(bytemuck::cast_slice(row)),
             Self::F16 => {
                 let mut halves = vec![f16::ZERO; row.len()];
                 halves.convert_from_f32_slice(row);
                 overflow(halves.iter().position(|x| x.is_infinite()))?;
-                out.extend_from_slice(bytemuck::cast_slice(&halves));
+                out.copy_from_slice(bytemuck::cast_slice(&halves));
             }
             Self::Bf16 => {
                 let mut halves = vec![bf16::ZERO; row.len()];
                 halves.convert_from_f32_slice(row);
                 overflow(halves.iter().position(|x| x.is_infinite()))?;
-                out.extend_from_slice(bytemuck::cast_slice(&halves));
+                out.copy_from_slice(bytemuck::cast_slice(&halves));
             }
-            Self::Int8 => return encode_int8(row, out),
+            Self::Int8 => {
+                let scale = absmax_scale(row)?;
+                // The cast saturates, so a quotient of 127.5 after rounding would still be 127.
+                out.iter_mut().zip(row).for_each(|(q, x)| *q = (x / scale).round_ties_even() as i8 as u8);
+                return Ok(scale);
+            }
+            Self::Int4 => return Ok(int4::encode(row, absmax_scale(row)?, out)),
         }
         Ok(1.0)
     }
@@ -110,6 +135,7 @@ impl RowType {
                     *x = scale * f32::from(q);
                 }
             }
+            Self::Int4 => int4::decode(bytes, scale, out),
         }
     }
 }
@@ -118,15 +144,14 @@ fn overflow(column: Option<usize>) -> Result<(), Misfit> {
     column.map_or(Ok(()), |column| Err(Misfit::Overflow(column)))
 }
 
-fn encode_int8(row: &[f32], out: &mut Vec<u8>) -> Result<f32, Misfit> {
+/// The scale at which 127 is the largest magnitude.
+fn absmax_scale(row: &[f32]) -> Result<f32, Misfit> {
     let absmax = row.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
     // Never zero or subnormal: then a row of zeros needs no rule of its own, and dividing by the scale is exact enough.
     let scale = (absmax / 127.0).max(f32::MIN_POSITIVE);
     if !(scale * 127.0).is_finite() {
-        return overflow(row.iter().position(|x| x.abs() == absmax)).map(|()| scale);
+        overflow(row.iter().position(|x| x.abs() == absmax))?;
     }
-    // The cast saturates, so a quotient of 127.5 after rounding would still be 127.
-    out.extend(row.iter().map(|x| (x / scale).round_ties_even() as i8 as u8));
     Ok(scale)
 }
 
@@ -137,6 +162,7 @@ impl fmt::Display for RowType {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
+            Self::Int4 => "int4",
         })
     }
 }
@@ -145,10 +171,10 @@ impl FromStr for RowType {
     type Err = TableError;
 
     fn from_str(word: &str) -> Result<Self, TableError> {
-        [Self::F32, Self::F16, Self::Bf16, Self::Int8]
+        TYPES
             .into_iter()
             .find(|row_type| row_type.to_string() == word)
-            .ok_or_else(|| TableError::Word { word: word.to_owned(), known: "f32, f16, bf16, int8" })
+            .ok_or_else(|| TableError::Word { word: word.to_owned(), known: "f32, f16, bf16, int8, int4" })
     }
 }
 
@@ -159,15 +185,13 @@ mod tests {
     use super::*;
 
     fn round_trip(row_type: RowType, row: &[f32]) -> Result<(f32, Vec<f32>), Misfit> {
-        let mut bytes = Vec::new();
-        let scale = row_type.encode(row, &mut bytes)?;
-        assert_eq!(bytes.len(), row_type.bytes_per_row(row.len()));
-        let mut back = vec![f32::NAN; row.len()];
+        let len = row_type.bytes_per_row(row.len());
         // A Vec<u8> need not be aligned as a mapped row is.
-        let mut aligned = vec![0_u32; bytes.len().div_ceil(4)];
-        let aligned: &mut [u8] = bytemuck::cast_slice_mut(&mut aligned);
-        aligned[..bytes.len()].copy_from_slice(&bytes);
-        row_type.decode(&aligned[..bytes.len()], scale, &mut back);
+        let mut aligned = vec![0_u32; len.div_ceil(4)];
+        let bytes: &mut [u8] = &mut bytemuck::cast_slice_mut(&mut aligned)[..len];
+        let scale = row_type.encode(row, bytes)?;
+        let mut back = vec![f32::NAN; row.len()];
+        row_type.decode(bytes, scale, &mut back);
         Ok((scale, back))
     }
 
@@ -194,7 +218,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_stored_is_refused_by_column() {
-        for row_type in [RowType::F32, RowType::F16, RowType::Bf16, RowType::Int8] {
+        for row_type in TYPES {
             assert_eq!(round_trip(row_type, &[0.0, f32::NAN]), Err(Misfit::NotFinite(1)));
             assert_eq!(round_trip(row_type, &[f32::NEG_INFINITY, 1.0]), Err(Misfit::NotFinite(0)));
         }
@@ -207,7 +231,7 @@ mod tests {
 
     #[test]
     fn names_are_words() {
-        for word in ["f32", "f16", "bf16", "int8"] {
+        for word in ["f32", "f16", "bf16", "int8", "int4"] {
             assert_eq!(word.parse::<RowType>().unwrap().to_string(), word);
         }
         assert!("i8".parse::<RowType>().unwrap_err().to_string().contains("int8"));

@@ -18,10 +18,12 @@ pub struct Description {
     pub rows: usize,
     /// d.
     pub dim: usize,
-    /// "f32", "f16", "bf16" or "int8".
+    /// "f32", "f16", "bf16", "int8" or "int4".
     pub dtype: String,
     /// Bytes of a row in `rows`.
     pub bytes_per_row: usize,
+    /// Bytes from one row to the next.
+    pub stride: usize,
     /// Bytes of all the rest of the file, per f-gram.
     pub index_bytes_per_fgram: f64,
     /// What may be an f-gram.
@@ -91,6 +93,7 @@ pub fn describe(table: &Table) -> Description {
         dim: table.dim(),
         dtype: table.row_type().to_string(),
         bytes_per_row: table.row_type().bytes_per_row(table.dim()),
+        stride: table.dimensions().stride,
         index_bytes_per_fgram: (table.bytes() as f64 - table.layout().rows.len() as f64) / table.len() as f64,
         policy: table.policy().clone(),
         identity: table.identity().clone(),

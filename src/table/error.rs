@@ -27,7 +27,7 @@ pub enum TableError {
     },
     /// A table of a version that this program does not know.
     #[error(
-        "{} is a table of version {version}, and this program reads version 1: build it again with \
+        "{} is a table of version {version}, and this program reads version 2: build it again with \
          `scone table build`, or use the program that wrote it", .path.display()
     )]
     Version {
@@ -35,6 +35,12 @@ pub enum TableError {
         path: PathBuf,
         /// Its version.
         version: String,
+    },
+    /// Only some of a table's rows.
+    #[error("{} is a part of a table: join all parts with `scone table merge`", .path.display())]
+    Part {
+        /// The file.
+        path: PathBuf,
     },
     /// A table whose header contradicts itself or the format.
     #[error("the header of table {} is wrong: {why}; build it again with `scone table build`", .path.display())]

@@ -14,8 +14,10 @@ const _: () = assert!(cfg!(target_endian = "little") && usize::BITS == 64);
 
 /// What `format` says in a table's metadata.
 pub(super) const FORMAT: &str = "scone-table";
+/// What it says in that of a part of a table.
+pub(super) const PART_FORMAT: &str = "scone-table-part";
 /// The version that is written and read.
-pub(super) const VERSION: &str = "1";
+pub(super) const VERSION: &str = "2";
 /// Rows and index each start at a multiple of this in the file.
 pub(super) const PAGE: usize = 4096;
 /// Bytes under one checksum.
@@ -31,19 +33,39 @@ pub(super) struct Dimensions {
     pub(super) rows: usize,
     /// d.
     pub(super) dim: usize,
+    /// Bytes from one row to the next.
+    pub(super) stride: usize,
     /// C.
     pub(super) runs: usize,
+    /// Set if these are only some of a table's rows.
+    pub(super) part: Option<Part>,
+}
+
+/// Which rows of a table a part holds: so many from `first` on, of `of`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) first: usize,
+    pub(super) of: usize,
 }
 
 impl Dimensions {
     /// Why there can be no such table, if so.
     pub(super) fn problem(&self) -> Option<String> {
-        let Self { rows, dim, runs, .. } = *self;
+        let Self { row_type, rows, dim, stride, runs, part } = *self;
         if rows == 0 || rows > MAX_RANKS as usize {
             return Some(format!("a table has 1 to {MAX_RANKS} rows, not {rows}"));
         }
         if dim == 0 || dim > MAX_DIM {
             return Some(format!("rows have 1 to {MAX_DIM} numbers, not {dim}"));
+        }
+        let (least, most) = (row_type.bytes_per_row(dim), MAX_DIM * 8);
+        if stride < least || stride > most || !stride.is_multiple_of(row_type.element()) {
+            return Some(format!("rows of {least} bytes cannot lie {stride} bytes apart"));
+        }
+        if let Some(Part { first, of }) = part
+            && (of > MAX_RANKS as usize || first.checked_add(rows).is_none_or(|end| end > of))
+        {
+            return Some(format!("{rows} rows from {first} on cannot be part of {of}"));
         }
         (runs == 0 || runs > rows).then(|| format!("{rows} counts cannot be {runs} runs"))
     }
@@ -57,7 +79,7 @@ pub(super) struct Layout {
     pub(super) padding: Range<usize>,
     pub(super) keys: Range<usize>,
     pub(super) count_values: Range<usize>,
-    /// Empty unless rows are int8.
+    /// Empty unless rows have a scale.
     pub(super) scales: Range<usize>,
     pub(super) slots: Range<usize>,
     pub(super) count_starts: Range<usize>,
@@ -67,18 +89,19 @@ pub(super) struct Layout {
 impl Layout {
     /// `dimensions` must have no [`Dimensions::problem`].
     pub(super) fn new(dimensions: Dimensions) -> Self {
-        let Dimensions { row_type, rows: n, dim, runs } = dimensions;
+        let Dimensions { row_type, rows: n, stride, runs, part, .. } = dimensions;
         let mut tensors = Vec::with_capacity(8);
         let mut append = |name, dtype, shape: &[usize]| header::append(&mut tensors, name, dtype, shape);
-        let rows = append("rows", row_type.dtype(), &[n, dim]);
+        let rows = append("rows", row_type.dtype(), &[n, stride / row_type.element()]);
         let padding = append("padding", Dtype::U8, &[rows.end.next_multiple_of(PAGE) - rows.end]);
         let keys = append("keys", Dtype::U32, &[n, 2]);
         let count_values = append("count_values", Dtype::U64, &[runs]);
-        let scales = match row_type {
-            RowType::Int8 => append("scales", Dtype::F32, &[n]),
-            RowType::F32 | RowType::F16 | RowType::Bf16 => count_values.end..count_values.end,
+        let scales = match row_type.has_scales() {
+            true => append("scales", Dtype::F32, &[n]),
+            false => count_values.end..count_values.end,
         };
-        let slots = append("slots", Dtype::U32, &[slot_count(n)]);
+        // Only the whole can be searched.
+        let slots = append("slots", Dtype::U32, &[if part.is_some() { 0 } else { slot_count(n) }]);
         let count_starts = append("count_starts", Dtype::U32, &[runs]);
         let checksums = append("checksums", Dtype::U32, &[count_starts.end.div_ceil(BLOCK) + 2]);
         Self { tensors, rows, padding, keys, count_values, scales, slots, count_starts, checksums }
@@ -121,8 +144,9 @@ pub(super) fn metadata(
     policy: &Policy,
     identity: &Identity,
 ) -> BTreeMap<&'static str, String> {
+    let format = if dimensions.part.is_some() { PART_FORMAT } else { FORMAT };
     let mut metadata = BTreeMap::from([
-        ("format", FORMAT.to_owned()),
+        ("format", format.to_owned()),
         ("version", VERSION.to_owned()),
         ("rows", dimensions.rows.to_string()),
         ("dim", dimensions.dim.to_string()),
@@ -131,6 +155,9 @@ pub(super) fn metadata(
         ("special_tokens", serde_json::json!(policy.special_tokens).to_string()),
     ]);
     metadata.extend(identity.parts().map(|(key, _, hash)| (key, hash.to_owned())));
+    if let Some(Part { first, of }) = dimensions.part {
+        metadata.extend([("first_row", first.to_string()), ("table_rows", of.to_string())]);
+    }
     metadata
 }
 
@@ -144,13 +171,20 @@ pub(super) fn parse(header: &Header) -> Result<(Dimensions, Policy, Identity), S
         text.parse::<usize>().map_err(|_| format!("`{key}` is {text:?}, not a number"))
     };
     let tensor = |name: &str| header.tensors.get(name).ok_or_else(|| format!("tensor `{name}` is missing"));
-    let dtype = tensor("rows")?.dtype;
+    let rows = tensor("rows")?;
+    let dtype = rows.dtype;
     let row_type = RowType::of_dtype(dtype).ok_or_else(|| format!("rows cannot be of type {dtype:?}"))?;
     if text("quantization")? != row_type.quantization() {
         return Err(format!("`quantization` is {:?}, but rows are {row_type}", text("quantization")?));
     }
     let runs = tensor("count_values")?.shape.iter().copied().max().unwrap_or_default();
-    let dimensions = Dimensions { row_type, rows: number("rows")?, dim: number("dim")?, runs };
+    let part = match text("format")? == PART_FORMAT {
+        true => Some(Part { first: number("first_row")?, of: number("table_rows")? }),
+        false => None,
+    };
+    let width = rows.shape.get(1).copied().unwrap_or_default();
+    let stride = width.checked_mul(row_type.element()).ok_or("`rows` is too wide")?;
+    let dimensions = Dimensions { row_type, rows: number("rows")?, dim: number("dim")?, stride, runs, part };
     if let Some(problem) = dimensions.problem() {
         return Err(problem);
     }

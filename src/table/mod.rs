@@ -42,12 +42,18 @@
 
 mod checksum;
 mod codec;
+mod contents;
 mod describe;
 mod error;
 mod export;
 mod format;
 mod header;
 mod identity;
+mod int4;
+mod partial;
+mod parts;
+mod plan;
+mod quantize;
 mod reader;
 #[cfg(test)]
 mod testing;
@@ -55,10 +61,15 @@ mod verify;
 mod writer;
 
 pub use codec::RowType;
+pub use contents::Contents;
 pub use describe::{CountRange, Description, LengthCount, TensorSize, describe};
 pub use error::TableError;
 pub use export::{ExportType, Format, export};
 pub use identity::Identity;
+pub use int4::LEVELS;
+pub use parts::merge;
+pub use plan::{Plan, plan};
+pub use quantize::quantize;
 pub use reader::Table;
 pub use verify::{VerifyReport, verify};
-pub use writer::TableWriter;
+pub use writer::{RowFormat, TableWriter};

@@ -8,7 +8,7 @@ use memmap2::{Advice, Mmap};
 
 use super::format::{self, Dimensions, Layout};
 use super::header;
-use super::{Identity, RowType, TableError};
+use super::{Identity, RowFormat, RowType, TableError};
 use crate::fgram::{Index, Key, Policy};
 
 /// A table, mapped.
@@ -34,12 +34,32 @@ impl Table {
     /// # Errors
     /// If the file cannot be opened, is no table or one of another version, or if its header is wrong in any way.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, TableError> {
-        let path = path.as_ref();
+        let table = Self::open_any(path.as_ref())?;
+        match table.dimensions.part {
+            None => Ok(table),
+            Some(_) => Err(TableError::Part { path: table.path }),
+        }
+    }
+
+    /// Maps a part of a table, as [`Table::open`] maps a table.
+    pub(super) fn open_part(path: &Path) -> Result<Self, TableError> {
+        let table = Self::open_any(path)?;
+        match table.dimensions.part {
+            Some(_) => Ok(table),
+            None => {
+                let why = "it is a whole table, not a part of one".to_owned();
+                Err(TableError::Header { path: table.path, why })
+            }
+        }
+    }
+
+    fn open_any(path: &Path) -> Result<Self, TableError> {
         let map = map(path)?;
         let not_a_table = |why| TableError::NotATable { path: path.to_owned(), why };
         let wrong = |why| TableError::Header { path: path.to_owned(), why };
         let header = header::parse(&map).map_err(not_a_table)?;
-        if header.metadata.get("format").is_none_or(|name| name != format::FORMAT) {
+        let format = header.metadata.get("format");
+        if format.is_none_or(|name| name != format::FORMAT && name != format::PART_FORMAT) {
             return Err(not_a_table("it is a safetensors file with other contents".to_owned()));
         }
         let version = header.metadata.get("version").map_or("?", String::as_str);
@@ -126,8 +146,9 @@ impl Table {
 
     /// A row as it lies in the file.
     pub fn row_bytes(&self, rank: u32) -> Option<&[u8]> {
+        let start = (rank as usize).checked_mul(self.dimensions.stride)?;
         let len = self.row_type().bytes_per_row(self.dim());
-        self.view(&self.layout.rows).chunks_exact(len).nth(rank as usize)
+        self.view(&self.layout.rows).get(start..)?.get(..len)
     }
 
     /// A row's numbers.
@@ -157,6 +178,19 @@ impl Table {
             row_type.decode(bytes, scales.get(rank as usize).copied().unwrap_or(1.0), out);
         }
         Ok(())
+    }
+
+    pub(super) fn dimensions(&self) -> Dimensions {
+        self.dimensions
+    }
+
+    /// How the rows are stored.
+    pub fn row_format(&self) -> RowFormat {
+        let Dimensions { row_type, dim, stride, .. } = self.dimensions;
+        let packed = RowFormat::packed(row_type, dim);
+        // The least alignment that gives this stride.
+        let aligns = (0..=format::PAGE.ilog2()).map(|log| RowFormat { align: 1 << log, ..packed });
+        aligns.into_iter().find(|format| format.stride() == Ok(stride)).unwrap_or(packed)
     }
 
     pub(super) fn layout(&self) -> &Layout {
@@ -304,10 +338,10 @@ mod tests {
             file[at..at + from.len()].copy_from_slice(to.as_bytes());
             fs::write(&path, file).unwrap();
         };
-        replaced(r#""version":"1""#, r#""version":"2""#);
-        refused("a table of version 2");
+        replaced(r#""version":"2""#, r#""version":"1""#);
+        refused("a table of version 1");
         replaced(r#""dim":"2""#, r#""dim":"3""#);
-        refused("tensor `rows` is F32 [20, 2]");
+        refused("rows of 12 bytes cannot lie 8 bytes apart");
         replaced(r#""max_n":"5""#, r#""max_n":"1""#);
         refused("`max_n` is 1");
         replaced(r#""special_tokens":"[0,2]""#, r#""special_tokens":"[2,0]""#);

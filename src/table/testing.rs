@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Identity, RowType, Table, TableWriter};
+use super::{Contents, Identity, RowFormat, RowType, Table, TableWriter};
 use crate::fgram::{FgramSet, Policy, rank_order};
 
 /// A closed set of about `n` f-grams: all n-grams, up to 5 tokens, of a random text, cut by rank.
@@ -43,7 +43,13 @@ pub(super) fn rows(n: usize, dim: usize) -> Vec<f32> {
 
 /// Writes the table of `set` with [`rows`] at `path`.
 pub(super) fn write(path: &Path, row_type: RowType, dim: usize, set: &FgramSet) {
-    let mut writer = TableWriter::create(path, row_type, dim, set, &identity(set)).unwrap();
+    write_as(path, RowFormat::packed(row_type, dim), set);
+}
+
+/// As [`write`], in any format.
+pub(super) fn write_as(path: &Path, format: RowFormat, set: &FgramSet) {
+    let dim = format.dim;
+    let mut writer = TableWriter::open(path, format, Contents::of_set(set), &identity(set)).unwrap();
     for some in rows(set.len(), dim).chunks(dim * 3) {
         writer.push(some).unwrap();
     }

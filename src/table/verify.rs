@@ -29,6 +29,13 @@ struct Fault {
     why: String,
 }
 
+impl Fault {
+    fn of(self, table: &Table) -> TableError {
+        let Self { place, why } = self;
+        TableError::Damaged { path: table.path().to_owned(), place, why }
+    }
+}
+
 fn fault<T>(place: impl Into<String>, why: impl Into<String>) -> Result<T, Fault> {
     Err(Fault { place: place.into(), why: why.into() })
 }
@@ -50,7 +57,12 @@ pub fn verify(table: &Table, progress: impl Fn(u64) + Sync) -> Result<VerifyRepo
         Ok(VerifyReport { bytes: table.bytes(), checksums, fgrams: table.len(), rows: table.len() })
     });
     table.advise_rows(Advice::Random);
-    result.map_err(|Fault { place, why }| TableError::Damaged { path: table.path().to_owned(), place, why })
+    result.map_err(|fault| fault.of(table))
+}
+
+/// Checks only that every byte is the one that was written.
+pub(super) fn check_bytes(table: &Table, progress: &(impl Fn(u64) + Sync)) -> Result<(), TableError> {
+    checksums(table, progress).map(|_| ()).map_err(|fault| fault.of(table))
 }
 
 fn checksums(table: &Table, progress: &(impl Fn(u64) + Sync)) -> Result<usize, Fault> {
@@ -88,7 +100,7 @@ fn place(table: &Table, range: &Range<usize>) -> String {
         .filter(|tensor| overlaps(&tensor.range))
         .map(|tensor| match tensor.name {
             "rows" => {
-                let row = table.row_type().bytes_per_row(table.dim());
+                let row = table.dimensions().stride;
                 let last = (range.end.min(tensor.range.end) - 1) / row;
                 format!("`rows` {} to {last}", range.start / row)
             }

@@ -7,9 +7,10 @@ use candle_core::{DType, Device, Tensor};
 use rand::{RngExt, SeedableRng};
 use scone::fgram::{FgramSet, Policy, rank_order};
 use scone::model::{
-    Config, FgramConfig, FgramModel, MainModel, ModelDirectory, SconeConfig, build_table, write_weights,
+    Config, FgramConfig, FgramModel, MainModel, ModelDirectory, SconeConfig, Shard, build_table,
+    write_weights,
 };
-use scone::table::RowType;
+use scone::table::{RowFormat, RowType};
 use scone::tokenizer::{Tokenizer, train_bpe};
 
 /// A text with phrases that come again and again.
@@ -127,6 +128,8 @@ pub fn write(directory: &Path, seed: u64, row_type: RowType) -> ModelDirectory {
     };
     write_json(&directory.join("scone.json"), &serde_json::to_value(scone).unwrap());
     let opened = ModelDirectory::open(directory).unwrap();
-    build_table(&opened, &set, row_type, &directory.join("table.safetensors"), &mut |_| {}).unwrap();
+    let format = RowFormat::packed(row_type, opened.config().hidden_size);
+    let table = directory.join("table.safetensors");
+    build_table(&opened, &set, format, Shard::WHOLE, &table, &mut |_| {}).unwrap();
     opened
 }

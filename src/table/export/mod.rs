@@ -77,9 +77,10 @@ fn numbers(table: &Table, first: usize, end: usize, dtype: ExportType) -> Result
         ExportType::F32 => return Ok(bytemuck::cast_slice(&rows).to_vec()),
         ExportType::F16 => super::RowType::F16,
     };
-    let mut bytes = Vec::with_capacity(rows.len() * 2);
-    for (rank, row) in (first..end).zip(rows.chunks_exact(table.dim())) {
-        row_type.encode(row, &mut bytes).map_err(|misfit| misfit.at(rank, row, row_type))?;
+    let mut bytes = vec![0; rows.len() * 2];
+    let encoded = bytes.chunks_exact_mut(table.dim() * 2);
+    for ((rank, row), out) in (first..end).zip(rows.chunks_exact(table.dim())).zip(encoded) {
+        row_type.encode(row, out).map_err(|misfit| misfit.at(rank, row, row_type))?;
     }
     Ok(bytes)
 }

@@ -1,15 +1,18 @@
-//! `scone table`: build, verify, inspect, export.
+//! `scone table`: everything that is done with a table but serving it.
+
+mod build;
+mod merge;
+mod plan;
+mod quantize;
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Subcommand;
 
 use super::{DEFAULT_MODEL, progress_bar};
-use crate::fgram::{FgramSet, parquet};
-use crate::model::{ModelDirectory, build_table, check_rows};
-use crate::table::{ExportType, Format, RowType, Table, describe, export, verify};
+use crate::model::{ModelDirectory, check_rows};
+use crate::table::{ExportType, Format, Table, describe, export, verify};
 
 /// Make, check and convert the table of f-gram embeddings
 #[derive(Debug, clap::Args)]
@@ -20,31 +23,13 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Build(BuildArgs),
+    Build(build::Args),
+    Merge(merge::Args),
+    Quantize(quantize::Args),
+    Plan(plan::Args),
     Verify(VerifyArgs),
     Inspect(InspectArgs),
     Export(ExportArgs),
-}
-
-/// Run the f-gram model over a whole set and write the table
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example: scone table build runs/scone/model --fgrams fgrams.parquet --dtype int8
-
-The rows are computed from the weights as the directory holds them, written beside the final name and renamed: a \
-killed build leaves no table.")]
-struct BuildArgs {
-    /// A directory that `scone-train fit` wrote
-    #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL_DIR", value_name = "MODEL_DIR")]
-    model: PathBuf,
-    /// The f-gram set the model was trained with; left out: that of the table which is there already
-    #[arg(long, env = "SCONE_FGRAMS", value_name = "FILE")]
-    fgrams: Option<PathBuf>,
-    /// How rows are stored: f32, f16, bf16, or int8 with a scale a row
-    #[arg(long, default_value = "int8", value_name = "TYPE")]
-    dtype: RowType,
-    /// Where to; left out: the place that scone.json names
-    #[arg(long, short, value_name = "FILE")]
-    output: Option<PathBuf>,
 }
 
 /// Check every byte of a table, its f-grams, and its rows against the f-gram model
@@ -110,10 +95,15 @@ struct ExportArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// See [`build_table`], [`verify`], [`check_rows`], [`describe`] and [`export`].
+/// See [`build_table`](crate::model::build_table), [`merge`](crate::table::merge),
+/// [`quantize`](crate::table::quantize), [`plan`](crate::table::plan), [`verify`], [`check_rows`], [`describe`] and
+/// [`export`].
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
-        Command::Build(args) => build(args),
+        Command::Build(args) => build::run(args),
+        Command::Merge(args) => merge::run(args),
+        Command::Quantize(args) => quantize::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Verify(args) => check(args),
         Command::Inspect(args) => inspect(args),
         Command::Export(args) => write_export(args),
@@ -131,43 +121,15 @@ fn table_path(model: &Path, table: Option<&Path>) -> anyhow::Result<PathBuf> {
         .with_context(|| format!("{} is a baseline: it has no scone.json, so no table", model.display()))
 }
 
-fn build(args: &BuildArgs) -> anyhow::Result<()> {
-    let start = Instant::now();
-    let directory = ModelDirectory::open(&args.model)?;
-    let Some(own) = directory.table_path() else {
-        bail!("{} is a baseline: it has no scone.json, so no table can be built", args.model.display());
-    };
-    let set = match &args.fgrams {
-        Some(path) => parquet::read(path)?,
-        None if own.exists() => set_of(&Table::open(&own)?)?,
-        None => {
-            bail!("{} is not there yet: say with --fgrams FILE which set to build it from", own.display())
-        }
-    };
-    let output = args.output.as_ref().unwrap_or(&own);
-    let bar = progress_bar(set.len() as u64, "embedding f-grams [{bar:40}] {pos}/{len} {per_sec} {eta}");
-    build_table(&directory, &set, args.dtype, output, &mut |rows| bar.inc(rows))?;
-    bar.finish_and_clear();
-    let table = Table::open(output)?;
-    println!(
-        "{}: {} rows of {} x {}, {} bytes, {:.1} s",
-        output.display(),
-        table.len(),
-        table.dim(),
-        table.row_type(),
-        table.bytes(),
-        start.elapsed().as_secs_f64()
-    );
+/// One line about a finished table.
+fn report(path: &Path, seconds: f64) -> anyhow::Result<()> {
+    let table = Table::open(path)?;
+    let (rows, dim, dtype, bytes) = (table.len(), table.dim(), table.row_type(), table.bytes());
+    super::print(&format!(
+        "{}: {rows} rows of {dim} x {dtype}, {bytes} bytes, {seconds:.1} s",
+        path.display()
+    ))?;
     Ok(())
-}
-
-/// The f-gram set that a table holds.
-fn set_of(table: &Table) -> anyhow::Result<FgramSet> {
-    verify(table, |_| {})?;
-    let grams: Vec<Vec<u32>> =
-        (0..table.len() as u32).filter_map(|rank| table.index().tokens(rank)).collect();
-    let ranked = grams.iter().zip(0..).map(|(gram, rank)| (gram.as_slice(), table.count(rank)));
-    Ok(FgramSet::from_ranked(table.policy().clone(), ranked)?)
 }
 
 fn check(args: &VerifyArgs) -> anyhow::Result<()> {
