@@ -1,5 +1,5 @@
 use super::prefetch::prefetch;
-use super::slots::{Search, Slots};
+use super::slots::{Slots, Start};
 use super::{Key, MAX_N};
 
 /// The longest f-gram that ends at a position.
@@ -50,17 +50,7 @@ impl<'a> Index<'a> {
 
     /// The rank of the f-gram with this key.
     pub fn find(&self, key: Key) -> Option<u32> {
-        self.go_on(key, &mut self.slots.search(key))
-    }
-
-    /// Ends a search that has begun.
-    fn go_on(&self, key: Key, search: &mut Search) -> Option<u32> {
-        while let Some(rank) = self.slots.next(search) {
-            if self.keys.get(rank as usize) == Some(&key) {
-                return Some(rank);
-            }
-        }
-        None
+        self.slots.candidates(self.slots.fetch(key)).find(|&rank| self.keys.get(rank as usize) == Some(&key))
     }
 
     /// The rank of the f-gram of exactly these tokens.
@@ -162,7 +152,7 @@ struct Block<'t> {
 struct Probe {
     position: usize,
     key: Key,
-    search: Search,
+    start: Start,
     /// A rank whose key has yet to be compared.
     candidate: Option<u32>,
 }
@@ -200,15 +190,16 @@ impl<'t> Block<'t> {
                 break;
             }
             for probe in &mut self.probes[..probes] {
-                probe.candidate = index.slots.next(&mut probe.search);
+                probe.candidate = index.slots.first(probe.start);
                 if let Some(rank) = probe.candidate {
                     prefetch(index.keys, rank as usize);
                 }
             }
-            for probe in &mut self.probes[..probes] {
+            for probe in &self.probes[..probes] {
                 let Some(candidate) = probe.candidate else { continue };
                 let hit = index.keys.get(candidate as usize) == Some(&probe.key);
-                let rank = if hit { Some(candidate) } else { index.go_on(probe.key, &mut probe.search) };
+                // Another key with the same tag comes first: rare enough to begin again.
+                let rank = if hit { Some(candidate) } else { index.find(probe.key) };
                 if let Some(rank) = rank {
                     self.ranks[probe.position] = rank;
                     self.lengths[probe.position + 1] = n as u8;
@@ -236,8 +227,7 @@ impl<'t> Block<'t> {
                     2 => Key::of_bigram(first, tokens[tokens.len() - 1]),
                     _ => Key::of_longer(first, self.ranks[position]),
                 };
-                self.probes[probes] =
-                    Probe { position, key, search: index.slots.search(key), candidate: None };
+                self.probes[probes] = Probe { position, key, start: index.slots.fetch(key), candidate: None };
                 probes += 1;
             }
         }

@@ -22,7 +22,7 @@ pub fn slot_count(len: usize) -> usize {
 pub fn build_slots(keys: &[Key]) -> Vec<u32> {
     let mut filling = Filling::new(keys.len());
     for (block, keys) in keys.chunks(TOGETHER).enumerate() {
-        keys.iter().for_each(|&key| _ = filling.slots().search(key));
+        keys.iter().for_each(|&key| _ = filling.slots().fetch(key));
         for (i, &key) in keys.iter().enumerate() {
             filling.insert(key, (block * TOGETHER + i) as u32);
         }
@@ -48,7 +48,7 @@ impl Filling {
 
     /// Adds a key that is not there yet; `rank` must be below the capacity.
     pub(super) fn insert(&mut self, key: Key, rank: u32) {
-        let Search { mut at, tag, .. } = self.slots().start(key);
+        let Start { mut at, tag } = self.slots().start(key);
         while self.slots[at] != EMPTY {
             at = if at + 1 == self.slots.len() { 0 } else { at + 1 };
         }
@@ -68,14 +68,11 @@ pub(super) struct Slots<'a> {
     rank_bits: u32,
 }
 
-/// Where a search is.
+/// Where a key's search begins, and the tag that its slot has.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Search {
-    /// The slot to look at next.
+pub(super) struct Start {
     at: usize,
     tag: u32,
-    /// Slots not yet looked at.
-    left: usize,
 }
 
 impl<'a> Slots<'a> {
@@ -87,37 +84,37 @@ impl<'a> Slots<'a> {
         self.slots
     }
 
-    /// Begins a search, and fetches the slot that it begins with.
-    pub(super) fn search(&self, key: Key) -> Search {
-        let search = self.start(key);
-        prefetch(self.slots, search.at);
-        search
+    /// Where the search for a key begins. The slot is fetched.
+    pub(super) fn fetch(&self, key: Key) -> Start {
+        let start = self.start(key);
+        prefetch(self.slots, start.at);
+        start
     }
 
-    /// The next rank that may be that of the key; `None`: the key is not there.
-    pub(super) fn next(&self, search: &mut Search) -> Option<u32> {
-        while search.left > 0 {
-            let slot = *self.slots.get(search.at)?;
-            if slot == EMPTY {
-                return None;
-            }
-            search.left -= 1;
-            search.at = if search.at + 1 == self.slots.len() { 0 } else { search.at + 1 };
-            let wide = u64::from(slot);
-            if wide >> self.rank_bits == u64::from(search.tag) {
-                return Some((wide & ((1 << self.rank_bits) - 1)) as u32);
-            }
-        }
-        None
+    /// The first rank that may be that of the key; `None`: the key is not there.
+    pub(super) fn first(&self, start: Start) -> Option<u32> {
+        self.candidates(start).next()
+    }
+
+    /// All ranks that may be that of the key, which is the first of them as a rule.
+    pub(super) fn candidates(&self, Start { at, tag }: Start) -> impl Iterator<Item = u32> {
+        let (after, before) = self.slots.split_at_checked(at).map_or((&[][..], &[][..]), |(b, a)| (a, b));
+        let rank_mask = (1_u64 << self.rank_bits) - 1;
+        let searched = after.iter().chain(before).take_while(|&&slot| slot != EMPTY);
+        let rank_bits = self.rank_bits;
+        searched.filter_map(move |&slot| {
+            let slot = u64::from(slot);
+            (slot >> rank_bits == u64::from(tag)).then_some((slot & rank_mask) as u32)
+        })
     }
 
     /// The slot is the hash's high part scaled to the number of slots, the tag is its low bits. Both belong to the
     /// table's format.
-    fn start(&self, key: Key) -> Search {
+    fn start(&self, key: Key) -> Start {
         let hash = key.hash();
         let at = (u128::from(hash) * self.slots.len() as u128) >> 64;
         let tag_bits = u32::BITS - self.rank_bits;
-        Search { at: at as usize, tag: (hash & ((1 << tag_bits) - 1)) as u32, left: self.slots.len() }
+        Start { at: at as usize, tag: (hash & ((1 << tag_bits) - 1)) as u32 }
     }
 }
 
@@ -133,8 +130,7 @@ mod tests {
     use super::*;
 
     fn find(slots: Slots<'_>, keys: &[Key], key: Key) -> Option<u32> {
-        let mut search = slots.search(key);
-        std::iter::from_fn(|| slots.next(&mut search)).find(|&rank| keys.get(rank as usize) == Some(&key))
+        slots.candidates(slots.fetch(key)).find(|&rank| keys.get(rank as usize) == Some(&key))
     }
 
     proptest! {
