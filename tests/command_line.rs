@@ -6,8 +6,9 @@ use std::process::{Command, Output, Stdio};
 const SCONE: &str = env!("CARGO_BIN_EXE_scone");
 const TRAIN: &str = env!("CARGO_BIN_EXE_scone-train");
 
-/// Every sub-command, with the arguments its help must speak of, and a call with a file that is not there.
-const COMMANDS: [(&str, &str, &str, &str); 13] = [
+/// Every sub-command, with the arguments its help must speak of, and a call with a file that is not there; `table plan`
+/// reads no file.
+const COMMANDS: [(&str, &str, &str, &str); 16] = [
     (SCONE, "serve", "MODEL_DIR --listen --table --max-sequences", "serve missing"),
     (
         SCONE,
@@ -17,7 +18,10 @@ const COMMANDS: [(&str, &str, &str, &str); 13] = [
     ),
     (SCONE, "explain", "MODEL_DIR --text --json", "explain missing --text a"),
     (SCONE, "eval", "MODEL_DIR --text --embeddings --json", "eval --text missing"),
-    (SCONE, "table build", "MODEL_DIR --fgrams --dtype --output", "table build missing"),
+    (SCONE, "table build", "MODEL_DIR --fgrams --dtype --row-align --shard --output", "table build missing"),
+    (SCONE, "table merge", "PART --output", "table merge missing --output out"),
+    (SCONE, "table quantize", "MODEL_DIR --dtype --output", "table quantize missing --output out"),
+    (SCONE, "table plan", "--rows --dim --dtype --fgram-params", ""),
     (SCONE, "table verify", "MODEL_DIR --table --json", "table verify missing"),
     (SCONE, "table inspect", "MODEL_DIR --json", "table inspect --table missing"),
     (SCONE, "table export", "MODEL_DIR --output --format --dtype", "table export missing --output out"),
@@ -122,7 +126,7 @@ fn wrong_usage_exits_with_2_and_shows_the_usage() {
 
 #[test]
 fn a_file_that_is_not_there_is_named() {
-    for (program, _, _, arguments) in COMMANDS {
+    for (program, _, _, arguments) in COMMANDS.into_iter().filter(|(_, _, _, call)| !call.is_empty()) {
         let (out, err) = expect(1, program, arguments);
         let shown = shown(program, arguments);
         let (_, error) =

@@ -1,24 +1,26 @@
 //! The file of rows: what a SCONE model reads instead of running its f-gram model.
 //!
 //! A table holds, for every f-gram of a set, the embedding that the f-gram model gave it (`F` in the paper), and the
-//! index that finds it. It is written once ([`TableWriter`]), mapped and never read into memory ([`Table`]), checked
-//! in constant time when opened and in full by [`verify`]. Nothing here knows of models or devices.
+//! index that finds it. It is written once ([`TableWriter`]), in parts by several machines if need be ([`merge`]),
+//! mapped and never read into memory ([`Table`]), checked in constant time when opened and in full by [`verify`].
+//! Nothing here knows of models or devices.
 //!
-//! # The format, version 1
+//! # The format, version 2
 //!
 //! A table is a safetensors file: eight bytes with the length of a JSON header, the header, and tensors without
 //! gaps between them. Any safetensors reader opens it. We write the header ourselves, because the usual writer
 //! sorts tensors by type and puts the first one anywhere, where we need `rows` to start on a page. All numbers are
-//! little-endian; N f-grams, width d, M = [`slot_count`](crate::fgram::slot_count)`(N)` slots, C runs of counts.
+//! little-endian; N f-grams, width d, rows of w elements (d packed ones, or more where rows are aligned), M =
+//! [`slot_count`](crate::fgram::slot_count)`(N)` slots, C runs of counts.
 //!
 //! | tensor, in this order | type and shape | what it is |
 //! |---|---|---|
-//! | `rows` | F32, F16, BF16 or I8 `[N, d]` | the embeddings by rank; starts at a multiple of 4096 bytes in the file |
+//! | `rows` | F32, F16, BF16, I8 or U8 `[N, w]` | the embeddings by rank; starts at a multiple of 4096 bytes in the file |
 //! | `padding` | U8 `[P]` | P < 4096 zeros, so that all that follows starts on a page too |
 //! | `keys` | U32 `[N, 2]` | each f-gram's [`Key`](crate::fgram::Key): its suffix's code and its first token |
 //! | `count_values` | U64 `[C]` | the counts in the corpus, strictly decreasing: one for each run of equal ones |
-//! | `scales` | F32 `[N]` | with I8 only: a row's numbers are its scale times its integers |
-//! | `slots` | U32 `[M]` | the hash table of [`build_slots`](crate::fgram::build_slots): ranks, or `u32::MAX` where empty |
+//! | `scales` | F32 `[N]` | with I8 and U8 only: a row's numbers are its scale times what its bytes say |
+//! | `slots` | U32 `[M]` | the hash table of [`build_slots`](crate::fgram::build_slots): ranks with tags, or `u32::MAX` where empty |
 //! | `count_starts` | U32 `[C]` | the first rank of each run of counts: 0, then strictly increasing |
 //! | `checksums` | U32 `[B + 2]` | CRC-32s, below |
 //!
@@ -26,17 +28,32 @@
 //! Rows lie in order of rank, the most frequent first: language is Zipfian, so the hot rows share the first pages.
 //! A row of a size that divides 4096 lies within one page. Scales lie with the index: a row is one read.
 //!
+//! Bytes of U8 are rows of four bits a number: with h = ceil(d / 2), byte i < h has number 2i in its lower half and number
+//! 2i + 1 in its upper one, each the place of one of the 16 [`LEVELS`]; the ceil(ceil(d / 16) / 2) bytes after them have, two a
+//! byte in the same way, the sub-scale (1 to 15) of each 16 numbers. A number is scale times sub-scale times level. Whatever
+//! lies between the end of a row and the next (w elements further) is zero.
+//!
+//! The slot of a [`Key`](crate::fgram::Key) is searched for from (its hash times M) >> 64 on, the last followed by the first. With b
+//! the bits of N, a slot's lower b bits are the rank and the others the lower 32 - b bits of the hash.
+//!
 //! The header is padded with spaces. Its `__metadata__` (strings, as safetensors wants them) has `format`
-//! ("scone-table"), `version` ("1"), `rows` (N), `dim` (d), `quantization` ("none" or "int8-row-absmax"), `max_n` (K),
+//! ("scone-table"), `version` ("2"), `rows` (N), `dim` (d), `quantization` ("none", "int8-row-absmax" or
+//! "int4-block-levels"), `max_n` (K),
 //! `special_tokens` (a JSON list, ascending), and four SHA-256 in hexadecimal that say what the rows were made of:
 //! `tokenizer_sha256`, `token_embedding_sha256`, `fgram_model_sha256` and `fgrams_sha256`
-//! (see [`fgram::identity`](crate::fgram::identity)). A header has at most 1 MiB. N, d and C fix everything else, so
+//! (see [`fgram::identity`](crate::fgram::identity)). A header has at most 1 MiB. N, d, w and C fix everything else, so
 //! a reader works out where each tensor must be and accepts no other header ([`Table::open`]).
 //!
 //! Checksums: the first is that of all bytes before `rows`; then B, one for each MiB (the last may be shorter) of
 //! what lies from the start of `rows` to the start of `checksums`; the last is that of the checksums before it. Every
 //! byte of the file is covered, and CRC-32 misses no change within 32 bits: a single changed byte is found with
 //! certainty, and its place is known to a MiB.
+//!
+//! A *part* of a table is the same with `format` "scone-table-part" and two more numbers, `first_row` and `table_rows`: it has
+//! the rows, keys and counts of some ranks, and no slots.
+//!
+//! While a table is written it has the name `FILE.partial` and its final length, and each MiB that lies wholly in `rows` gets
+//! its checksum when it is complete; [`TableWriter`] goes on after the last good one.
 //!
 //! An empty table (N = 0) does not exist: a model without f-grams is a baseline and has no table.
 
