@@ -230,10 +230,8 @@ pub fn identity(policy: &Policy, keys: &[Key]) -> String {
     for token in &policy.special_tokens {
         hash.update(token.to_le_bytes());
     }
-    for key in keys {
-        hash.update(key.parent.to_le_bytes());
-        hash.update(key.token.to_le_bytes());
-    }
+    // As they lie in a table: little-endian, suffix before token.
+    hash.update(bytemuck::cast_slice::<Key, u8>(keys));
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -345,6 +343,30 @@ mod tests {
                 prop_assert!(index.tokens(rank).is_none_or(|tokens| tokens.len() <= 5));
             }
             index.matches(&text, 0);
+        }
+    }
+
+    #[test]
+    fn ten_million_keys_that_are_not_there_find_nothing() {
+        let mut state = 1_u64;
+        let mut random = move |below: u32| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) as u32) % below
+        };
+        let stream: Vec<u32> = (0..60_000).map(|_| 1 + random(60) * random(60)).collect();
+        let set = set_of(policy(4), &ranked(&stream, 4)).unwrap();
+        let there: hashbrown::HashSet<Key> = set.index().keys().iter().copied().collect();
+        assert!(there.len() > 100_000);
+        let mut tried = 0;
+        while tried < 10_000_000 {
+            // Suffixes and tokens that exist: only their combinations do not.
+            let Key { parent, .. } = set.index().keys()[random(there.len() as u32) as usize];
+            let Key { token, .. } = set.index().keys()[random(there.len() as u32) as usize];
+            let key = Key { parent, token };
+            if !there.contains(&key) {
+                assert_eq!(set.index().find(key), None);
+                tried += 1;
+            }
         }
     }
 

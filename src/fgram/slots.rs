@@ -163,11 +163,9 @@ mod tests {
     fn a_search_ends_where_no_slot_is_empty() {
         let slots = [0u32; 5];
         let slots = Slots::new(&slots, 1);
-        let mut search = slots.search(Key { parent: 1, token: 1 });
-        assert!(std::iter::from_fn(|| slots.next(&mut search)).count() <= 5);
-        assert_eq!(
-            Slots::new(&[], 0).next(&mut Slots::new(&[], 0).search(Key { parent: 1, token: 1 })),
-            None
-        );
+        let key = Key { parent: 1, token: 1 };
+        assert!(slots.candidates(slots.fetch(key)).count() <= 5);
+        let none = Slots::new(&[], 0);
+        assert_eq!(none.first(none.fetch(key)), None);
     }
 }
