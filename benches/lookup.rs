@@ -12,6 +12,7 @@ use std::time::Instant;
 use clap::Parser;
 use scone::corpus::Dataset;
 use scone::fgram::{FgramSet, Index, Key, parquet};
+use scone::table::{RowFormat, RowType, plan};
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -125,6 +126,27 @@ fn lmdb(set: &FgramSet, directory: &std::path::Path) -> (heed::Env, Database) {
     (environment, database)
 }
 
+/// Bytes a row of `bytes` bytes takes beside its key in LMDB, and in a table, index included.
+fn bytes_with_rows(set: &FgramSet, bytes: usize) -> (f64, f64) {
+    let rows = set.len().min(100_000);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    // SAFETY: the directory is new and nobody else opens it.
+    let environment =
+        unsafe { heed::EnvOpenOptions::new().map_size(64 << 30).open(directory.path()) }.expect("LMDB opens");
+    let mut transaction = environment.write_txn().expect("a transaction");
+    let database: Database = environment.create_database(&mut transaction, None).expect("a database");
+    let mut keys: Vec<[u8; 8]> = set.index().keys()[..rows].iter().map(|&key| bytemuck::cast(key)).collect();
+    keys.sort_unstable();
+    let row = vec![7; bytes];
+    for key in keys {
+        database.put_with_flags(&mut transaction, heed::PutFlags::APPEND, &key, &row).expect("a put");
+    }
+    transaction.commit().expect("a commit");
+    let lmdb = environment.real_disk_size().expect("LMDB's size") as f64 / rows as f64;
+    let table = plan(rows, RowFormat::packed(RowType::Int8, bytes)).expect("a table").disk;
+    (lmdb, table as f64 / rows as f64)
+}
+
 fn main() {
     let args = Args::parse();
     let dataset = Dataset::open(&args.dataset).expect("a dataset");
@@ -149,6 +171,11 @@ fn main() {
         (map.capacity() as f64 * 8.0 / 7.0).log2().ceil().exp2() * 13.0 / n as f64,
         lmdb_bytes as f64 / n as f64
     );
+
+    for bytes in [128, 1024, 4096] {
+        let (lmdb, table) = bytes_with_rows(&set, bytes);
+        println!("bytes a row of {bytes} with key and index: LMDB {lmdb:.0}, table {table:.0}");
+    }
 
     let peers: [(&str, &dyn Fn() -> u64); 4] = [
         ("batch", &|| batched(index, &tokens)),
