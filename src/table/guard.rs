@@ -2,8 +2,11 @@
 //!
 //! Reading a mapped page that the file no longer has, or that the disk does not give, raises SIGBUS, which ends the
 //! process. Here one handler for the whole process looks whether the address lies in a mapping of ours. If so it puts a
-//! page of zeros there and marks the mapping as broken: the read goes on, and whoever reads asks
+//! page of other bytes there and marks the mapping as broken: the read goes on, and whoever reads asks
 //! [`GuardedMap::is_broken`] afterwards and throws away what was read. Any other fault goes where it went before.
+//!
+//! The bytes are ones, all of them: for an index an empty slot, which ends a search, where zeros would send it through
+//! the whole table.
 
 use std::ops::Deref;
 use std::ptr;
@@ -57,13 +60,15 @@ impl GuardedMap {
     pub(super) fn new(map: Mmap) -> Self {
         let entry = install().then(|| Entry::take(map.as_ptr() as usize, map.len())).flatten();
         if entry.is_none() {
-            tracing::warn!("a mapped table is not guarded: should its file be cut short, the process would end");
+            tracing::warn!(
+                "a mapped table is not guarded: should its file be cut short, the process would end"
+            );
         }
         Self { entry, map }
     }
 
-    /// Whether something that was read from the mapping so far was not there: then zeros were read in its place. It
-    /// stays so.
+    /// Whether something that was read from the mapping so far was not there: then something else was read in its
+    /// place. It stays so.
     pub(super) fn is_broken(&self) -> bool {
         // The handler runs in the middle of this thread: what comes before must really have been read before.
         compiler_fence(Ordering::SeqCst);
@@ -138,39 +143,42 @@ extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void
     }
 }
 
-/// Puts a page of zeros at an address in one of our mappings; false if it is in none.
+/// Puts a page at an address in one of our mappings; false if it is in none.
 fn replace(address: usize) -> bool {
-    let mut is_ours = false;
+    let mut ours = None;
     // To the end: should an entry change hands right now, one too many is marked rather than the wrong one alone.
     for region in &TABLE {
-        let base = region.base.load(Ordering::Acquire);
-        if base != 0 && address.wrapping_sub(base) < region.len.load(Ordering::Relaxed) {
+        let (base, len) = (region.base.load(Ordering::Acquire), region.len.load(Ordering::Relaxed));
+        if base != 0 && address.wrapping_sub(base) < len {
             region.is_broken.store(true, Ordering::Release);
-            is_ours = true;
+            ours = Some((base, len));
         }
     }
-    if !is_ours {
-        return false;
-    }
+    let Some((base, len)) = ours else { return false };
     let page = PAGE.load(Ordering::Relaxed);
-    // SAFETY: the page lies in a read-only mapping that a `GuardedMap` owns, and whose reader, interrupted in the middle,
-    // keeps alive; replacing it changes no memory but this page, whose bytes could not be read anyway.
-    let new = unsafe {
-        libc::mmap(
-            (address & !(page - 1)) as *mut c_void,
-            page,
-            libc::PROT_READ,
-            libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_FIXED,
-            -1,
-            0,
-        )
-    };
-    new != libc::MAP_FAILED
+    let start = address & !(page - 1);
+    // The system limits how many pieces a mapping may be in. At the limit all of it is given up at once.
+    if !put_memory(start, page) {
+        return put_memory(base, len);
+    }
+    // SAFETY: `put_memory` has just put a page of memory there.
+    unsafe { ptr::write_bytes(start as *mut u8, 0xff, page) };
+    true
+}
+
+/// Puts memory, zeros at first, in the place of a part of one of our mappings.
+fn put_memory(start: usize, len: usize) -> bool {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANON | libc::MAP_FIXED;
+    // SAFETY: all of it lies in a mapping that a `GuardedMap` owns, and that a reader, interrupted in the middle, keeps
+    // alive; nothing but its bytes changes, which nobody trusts any more.
+    unsafe { libc::mmap(start as *mut c_void, len, protection, flags, -1, 0) != libc::MAP_FAILED }
 }
 
 /// Does what would have been done without us.
 fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-    let handler = BEFORE.get().filter(|before| ![libc::SIG_DFL, libc::SIG_IGN].contains(&before.sa_sigaction));
+    let handler =
+        BEFORE.get().filter(|before| ![libc::SIG_DFL, libc::SIG_IGN].contains(&before.sa_sigaction));
     // SAFETY: the handler that was installed before us is called as the system would have called it, by its flags.
     // Otherwise the default is restored: the instruction faults again and the process ends as it should.
     unsafe {
@@ -202,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_is_gone_reads_as_zeros_and_is_told() {
+    fn a_page_that_is_gone_is_replaced_and_told() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(5 << 16).unwrap();
         let (one, other) = (map(&file), map(&tempfile_of(1 << 16)));
@@ -214,12 +222,23 @@ mod tests {
         std::thread::scope(|scope| {
             for &at in &in_threads {
                 let one = &one;
-                scope.spawn(move || assert_eq!((one[at], one[at + 1]), (0, 0)));
+                scope.spawn(move || while (one[at], one[at + 4095]) != (0xff, 0xff) {});
             }
         });
         assert!(one.is_broken() && !other.is_broken());
+        assert_eq!((one[0], other[0]), (0, 0));
         drop(one);
         assert!(!map(&file).is_broken());
+    }
+
+    #[test]
+    fn however_many_pages_are_gone() {
+        let file = tempfile_of(200_000 << 12);
+        let one = map(&file);
+        file.set_len(4096).unwrap();
+        // Every second page: no two lie together, so each is a piece of its own, and more than the system allows.
+        let lost = (1..200_000).step_by(2).filter(|page| one[page << 12] != 1).count();
+        assert!(one.is_broken() && lost == 100_000);
     }
 
     fn tempfile_of(len: u64) -> File {

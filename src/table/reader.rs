@@ -78,7 +78,7 @@ impl Table {
             stamp,
             map,
             rows: Rows::Mapped(Mapped::plain()),
-            residence: "mapped".to_owned(),
+            residence: "on demand".to_owned(),
             metrics: Arc::default(),
             start: header.len,
             dimensions,
@@ -115,12 +115,14 @@ impl Table {
         populate(table.map.map(), index, (&mut done, total), progress);
         let hottest = rows.start..rows.start + from_rows;
         (table.rows, table.residence) = match placement {
-            Placement::Ram { lock, huge_pages } => table.into_memory(lock, huge_pages, (done, total), progress)?,
+            Placement::Ram { lock, huge_pages } => {
+                table.into_memory(lock, huge_pages, (done, total), progress)?
+            }
             Placement::Mmap { .. } => {
                 populate(table.map.map(), hottest, (&mut done, total), progress);
                 let read = HumanBytes(from_rows as u64);
                 let rows = Rows::Mapped(Mapped::with_readahead(&geometry, from_rows));
-                (rows, format!("mapped, {read} of the most frequent rows read"))
+                (rows, format!("on demand, {read} of the most frequent rows read"))
             }
             Placement::Direct { cache, queue_depth, reads } => {
                 let direct = Direct::open(&table.path, &table.file, geometry, cache, queue_depth, reads)?;
@@ -187,9 +189,10 @@ impl Table {
         let now = Stamp::of(&self.file).map_err(TableError::io("examine", &self.path))?;
         match self.stamp.change(&now) {
             Some(why) => Err(TableError::changed(&self.path, why)),
-            None if self.map.is_broken() => {
-                Err(TableError::changed(&self.path, "it was cut short, or its disk fails: a part cannot be read"))
-            }
+            None if self.map.is_broken() => Err(TableError::changed(
+                &self.path,
+                "it was cut short, or its disk fails: a part cannot be read",
+            )),
             None => Ok(()),
         }
     }
@@ -307,7 +310,8 @@ impl Table {
     /// out, and nobody is told of failures but the log.
     pub fn prefetch(&self, ranks: &[u32]) {
         let geometry = self.geometry();
-        let ranks: Vec<u32> = ranks.iter().copied().filter(|&rank| (rank as usize) < geometry.count).collect();
+        let ranks: Vec<u32> =
+            ranks.iter().copied().filter(|&rank| (rank as usize) < geometry.count).collect();
         match self.rows.prefetch(&self.map, &geometry, &ranks) {
             Ok(tally) => self.metrics.prefetched(tally),
             Err(error) => tracing::debug!("rows of {} were not read ahead: {error}", self.path.display()),

@@ -47,7 +47,9 @@ impl Copied {
             *done += chunk.len() as u64;
             progress(*done, total);
         }
-        tracing::info!("rows are a private copy of {size} of this process, which other processes do not share");
+        tracing::info!(
+            "rows are a private copy of {size} of this process, which other processes do not share"
+        );
         let memory = memory.make_read_only().map_err(TableError::io("copy", path))?;
         Ok(Some(Self { memory }))
     }
@@ -87,7 +89,8 @@ mod tests {
     #[test]
     fn memory_that_is_not_there_is_not_asked_for() {
         let file = tempfile::tempfile().unwrap();
-        let geometry = Geometry { start: 4096, stride: 1 << 20, bytes: 1 << 20, count: 1 << 28, dim: 1 << 18 };
+        let geometry =
+            Geometry { start: 4096, stride: 1 << 20, bytes: 1 << 20, count: 1 << 28, dim: 1 << 18 };
         let copy = Copied::read(Path::new("table"), &file, &geometry, (&mut 0, 0), &mut |_, _| ());
         assert!(copy.unwrap().is_none());
     }

@@ -10,13 +10,14 @@ const PARALLEL: usize = 256 << 10;
 /// How many rows ahead the processor is told of.
 const AHEAD: usize = 2;
 
-/// Decodes rows that lie in `bytes`, from where the first begins.
+/// Decodes rows that lie in `bytes`, from where the first begins, until `is_broken`.
 pub(super) fn gather(
     bytes: &[u8],
     geometry: &Geometry,
     ranks: &[u32],
     out: &mut [f32],
     decode: impl Fn(u32, &[u8], &mut [f32]) + Sync,
+    is_broken: impl Fn() -> bool + Sync,
 ) {
     let Geometry { stride, bytes: len, dim, .. } = *geometry;
     let start = |rank: u32| rank as usize * stride;
@@ -27,6 +28,9 @@ pub(super) fn gather(
                 prefetch(&bytes[start(next)..start(next) + len]);
             }
             decode(rank, &bytes[start(rank)..start(rank) + len], out);
+            if is_broken() {
+                return;
+            }
         }
     };
     let threads = rayon::current_num_threads();
@@ -34,7 +38,10 @@ pub(super) fn gather(
         some(ranks, out);
     } else {
         let share = ranks.len().div_ceil(threads * 2);
-        ranks.par_chunks(share).zip(out.par_chunks_mut(share * dim)).for_each(|(ranks, out)| some(ranks, out));
+        ranks
+            .par_chunks(share)
+            .zip(out.par_chunks_mut(share * dim))
+            .for_each(|(ranks, out)| some(ranks, out));
     }
 }
 

@@ -69,7 +69,10 @@ impl Direct {
             settled: Condvar::new(),
         };
         if let Err(error) = direct.probe() {
-            tracing::warn!("io_uring cannot be used here ({error}): threads read the rows of {}", path.display());
+            tracing::warn!(
+                "io_uring cannot be used here ({error}): threads read the rows of {}",
+                path.display()
+            );
             direct.kind = DirectReads::Threads;
             direct.probe().map_err(TableError::io("read", path))?;
         }
@@ -249,14 +252,19 @@ fn extents(wants: &[Want], geometry: &Geometry, source: &Source) -> Vec<Extent> 
 /// aligned to.
 fn open_direct(path: &Path, same: &File, geometry: &Geometry) -> Result<(SharedFile, usize), TableError> {
     match super::reopen(path, same, true).map(|file| (alignment(&file), file)) {
-        Ok((Some(align), file)) if reads_a_block(&file, geometry, align) => return Ok((Arc::new(file), align)),
+        Ok((Some(align), file)) if reads_a_block(&file, geometry, align) => {
+            return Ok((Arc::new(file), align));
+        }
         Err(TableError::Io { source, .. }) if source.raw_os_error() != Some(libc::EINVAL) => {
             return Err(TableError::io("open", path)(source));
         }
         Err(error @ TableError::Changed { .. }) => return Err(error),
         _ => {}
     }
-    tracing::warn!("{} is on a file system that cannot be read past the page cache: read through it", path.display());
+    tracing::warn!(
+        "{} is on a file system that cannot be read past the page cache: read through it",
+        path.display()
+    );
     let file = super::reopen(path, same, false)?;
     #[cfg(target_os = "linux")]
     // SAFETY: a hint about a file that is open, without pointers.
@@ -275,8 +283,7 @@ fn alignment(file: &File) -> Option<usize> {
     let (status, found) = unsafe {
         let mut found: libc::statx = std::mem::zeroed();
         let flags = libc::AT_EMPTY_PATH;
-        let status =
-            libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, libc::STATX_DIOALIGN, &raw mut found);
+        let status = libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, libc::STATX_DIOALIGN, &raw mut found);
         (status, found)
     };
     // Kernels before 6.1 do not say.
@@ -298,7 +305,6 @@ fn reads_a_block(file: &File, geometry: &Geometry, align: usize) -> bool {
     let Ok(mut block) = memmap2::MmapMut::map_anon(align) else { return false };
     file.read_at(&mut block, geometry.start as u64).is_ok()
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -36,7 +36,10 @@ fn is_populated(map: &Mmap, at: usize, len: usize) -> bool {
     #[cfg(target_os = "linux")]
     return map.advise_range(Advice::PopulateRead, at, len).is_ok();
     #[cfg(not(target_os = "linux"))]
-    return { let _ = (map, at, len); false };
+    return {
+        let _ = (map, at, len);
+        false
+    };
 }
 
 fn touch(bytes: &[u8]) {

@@ -135,7 +135,10 @@ fn a_file_that_is_cut_fails_the_batch_and_no_more() {
         file.set_len(9000).unwrap();
         for table in [&plain, &table, &plain, &table] {
             let error = gather(table, &ranks).unwrap_err().to_string();
-            assert!(error.contains("table.safetensors") && error.contains("reload"), "{placement:?}: {error}");
+            assert!(
+                error.contains("table.safetensors") && error.contains("reload"),
+                "{placement:?}: {error}"
+            );
             // The index is gone too; whatever it says, the check says not to believe it.
             let _ = table.index().matches(&[5, 9, 5, 9], 0);
             assert!(table.check().is_err());
