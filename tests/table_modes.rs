@@ -247,7 +247,7 @@ async fn the_signal_reloads() {
     for (flags, words) in [
         ("--table-mode ram", "ram: "),
         ("--table-mode ram --table-huge-pages", "ram: a private copy of "),
-        ("--table-prefault 4KiB", "mmap: on demand, 4.00 KiB of the most frequent rows read"),
+        ("--table-prefault 4KiB", "mmap: 4.00 KiB of the most frequent rows read, others on demand"),
         ("--table-mode direct --table-cache 1MiB", "direct: rows read "),
     ] {
         let mut child = Command::new(env!("CARGO_BIN_EXE_scone"))

@@ -121,8 +121,11 @@ impl Table {
             Placement::Mmap { .. } => {
                 populate(table.map.map(), hottest, (&mut done, total), progress);
                 let read = HumanBytes(from_rows as u64);
-                let rows = Rows::Mapped(Mapped::with_readahead(&geometry, from_rows));
-                (rows, format!("on demand, {read} of the most frequent rows read"))
+                let reads = Direct::through_page_cache(&table.path, &table.file, geometry);
+                let mapped = Mapped::with_readahead(&geometry, from_rows, reads);
+                let residence =
+                    format!("{read} of the most frequent rows read, others {}", mapped.describe());
+                (Rows::Mapped(mapped), residence)
             }
             Placement::Direct { cache, queue_depth, reads } => {
                 let direct = Direct::open(&table.path, &table.file, geometry, cache, queue_depth, reads)?;

@@ -7,8 +7,9 @@ use super::Geometry;
 /// Bytes of rows from which on they are worth sharing out among threads.
 const PARALLEL: usize = 256 << 10;
 
-/// How many rows ahead the processor is told of.
+/// How many rows ahead the processor is told of, and of how many lines of them.
 const AHEAD: usize = 2;
+const LINES: usize = 16;
 
 /// Decodes rows that lie in `bytes`, from where the first begins, until `is_broken`.
 pub(super) fn gather(
@@ -49,7 +50,7 @@ pub(super) fn gather(
 #[cfg(target_arch = "x86_64")]
 fn prefetch(row: &[u8]) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    for line in row.chunks(64).take(8) {
+    for line in row.chunks(64).take(LINES) {
         // SAFETY: a prefetch reads nothing as far as the program can tell, and never faults.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
     }

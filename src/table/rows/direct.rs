@@ -10,7 +10,7 @@ use super::ring::Ring;
 use super::threads::Threads;
 use super::{Geometry, SharedFile};
 use crate::table::metrics::Tally;
-use crate::table::{DirectReads, TableError};
+use crate::table::{DirectReads, Placement, TableError};
 
 /// Neighbouring rows are read in one piece up to so many bytes.
 const MERGED: usize = 64 << 10;
@@ -22,7 +22,7 @@ const STAGING: usize = 64 << 20;
 const PAGE: usize = 4096;
 
 /// Rows that are claimed at a time by reading ahead, so that whoever needs one of them now waits for few others.
-const AHEAD: usize = 256;
+pub(super) const AHEAD: usize = 256;
 
 /// A row that is wanted, and where in the batch: sorted, one that is wanted twice is beside itself.
 type Want = (u32, usize);
@@ -53,21 +53,9 @@ impl Direct {
         reads: DirectReads,
     ) -> Result<Self, TableError> {
         let (file, align) = open_direct(path, same, &geometry)?;
-        // A row may begin and end within a block.
-        let longest = (geometry.bytes + 2 * align).next_multiple_of(align).max(MERGED);
-        let depth = depth.min(STAGING / longest).max(1);
-        let source = Source { file, depth, longest, align };
         let cache = Cache::new(budget, geometry.bytes, geometry.count)
             .map_err(TableError::io("make a row cache for", path))?;
-        let mut direct = Self {
-            geometry,
-            source,
-            kind: reads,
-            readers: Mutex::default(),
-            threads: Mutex::default(),
-            cache: Mutex::new(cache),
-            settled: Condvar::new(),
-        };
+        let mut direct = Self::new(file, align, geometry, cache, depth, reads);
         if let Err(error) = direct.probe() {
             tracing::warn!(
                 "io_uring cannot be used here ({error}): threads read the rows of {}",
@@ -77,6 +65,37 @@ impl Direct {
             direct.probe().map_err(TableError::io("read", path))?;
         }
         Ok(direct)
+    }
+
+    /// The same reads through the page cache, and nothing else kept: so that a batch's rows come into it together. None
+    /// where there is no io_uring.
+    pub(in crate::table) fn through_page_cache(path: &Path, same: &File, geometry: Geometry) -> Option<Self> {
+        let file = open_buffered(path, same).ok()?;
+        let cache = Cache::new(0, geometry.bytes, geometry.count).ok()?;
+        let direct = Self::new(file, 1, geometry, cache, Placement::QUEUE_DEPTH, DirectReads::Ring);
+        (cfg!(target_os = "linux") && direct.probe().is_ok()).then_some(direct)
+    }
+
+    fn new(
+        file: SharedFile,
+        align: usize,
+        geometry: Geometry,
+        cache: Cache,
+        depth: usize,
+        kind: DirectReads,
+    ) -> Self {
+        // A row may begin and end within a block.
+        let longest = (geometry.bytes + 2 * align).next_multiple_of(align).max(MERGED);
+        let depth = depth.min(STAGING / longest).max(1);
+        Self {
+            geometry,
+            source: Source { file, depth, longest, align },
+            kind,
+            readers: Mutex::default(),
+            threads: Mutex::default(),
+            cache: Mutex::new(cache),
+            settled: Condvar::new(),
+        }
     }
 
     /// How rows are read, in words.
@@ -265,6 +284,11 @@ fn open_direct(path: &Path, same: &File, geometry: &Geometry) -> Result<(SharedF
         "{} is on a file system that cannot be read past the page cache: read through it",
         path.display()
     );
+    Ok((open_buffered(path, same)?, 1))
+}
+
+/// Opens the file without reading ahead.
+fn open_buffered(path: &Path, same: &File) -> Result<SharedFile, TableError> {
     let file = super::reopen(path, same, false)?;
     #[cfg(target_os = "linux")]
     // SAFETY: a hint about a file that is open, without pointers.
@@ -272,7 +296,7 @@ fn open_direct(path: &Path, same: &File, geometry: &Geometry) -> Result<(SharedF
         use std::os::fd::AsRawFd;
         libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM);
     }
-    Ok((Arc::new(file), 1))
+    Ok(Arc::new(file))
 }
 
 /// What direct reads of a file must be aligned to; None if there are none, or only of blocks larger than a page.

@@ -76,11 +76,7 @@ impl Rows {
         decode: impl Fn(u32, &[u8], &mut [f32]) + Sync,
     ) -> io::Result<Tally> {
         match self {
-            Self::Mapped(mapped) => {
-                let disk = mapped.hint(map, geometry, ranks);
-                copy::gather(&map[geometry.start..], geometry, ranks, out, decode, || map.is_broken());
-                Ok(Tally { disk, memory: ranks.len() as u64 - disk, ..Tally::default() })
-            }
+            Self::Mapped(mapped) => mapped.gather(map, geometry, ranks, out, decode),
             Self::Copied(copied) => {
                 copy::gather(copied.bytes(), geometry, ranks, out, decode, || false);
                 Ok(Tally { memory: ranks.len() as u64, ..Tally::default() })
@@ -95,7 +91,7 @@ impl Rows {
     /// Starts to bring rows nearer, where that helps.
     pub(super) fn prefetch(&self, map: &GuardedMap, geometry: &Geometry, ranks: &[u32]) -> io::Result<Tally> {
         match self {
-            Self::Mapped(mapped) => Ok(Tally { disk: mapped.hint(map, geometry, ranks), ..Tally::default() }),
+            Self::Mapped(mapped) => mapped.prefetch(map, geometry, ranks),
             Self::Copied(_) => Ok(Tally::default()),
             Self::Direct(direct) => direct.prefetch(ranks),
         }

@@ -89,10 +89,12 @@ impl Ring {
         debug_assert!(pushed.is_ok(), "there are as many entries as places");
     }
 
-    /// Hands in what was pushed and waits until something is done.
+    /// Hands in what was pushed and waits until some of what is under way is done: as much as keeps the disk busy while
+    /// it is taken, since to be woken for every read would cost more.
     fn wait(&mut self) -> io::Result<()> {
+        let under_way = self.reads.len() - self.free.len();
         loop {
-            let Err(error) = self.ring.submit_and_wait(1) else { return Ok(()) };
+            let Err(error) = self.ring.submit_and_wait(under_way.div_ceil(4)) else { return Ok(()) };
             match error.raw_os_error() {
                 Some(libc::EINTR) => {}
                 // Too much is under way: something must be taken first.
