@@ -91,7 +91,7 @@ impl Random {
 
     fn below(&mut self, limit: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (u128::from(self.0) * limit as u128 >> 64) as usize
+        ((u128::from(self.0) * limit as u128) >> 64) as usize
     }
 
     fn ranks(&mut self, count: usize, rows: usize) -> Vec<u32> {

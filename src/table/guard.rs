@@ -222,7 +222,7 @@ mod tests {
         std::thread::scope(|scope| {
             for &at in &in_threads {
                 let one = &one;
-                scope.spawn(move || while (one[at], one[at + 4095]) != (0xff, 0xff) {});
+                scope.spawn(move || assert_eq!((one[at], one[at + 4095]), (0xff, 0xff)));
             }
         });
         assert!(one.is_broken() && !other.is_broken());

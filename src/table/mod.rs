@@ -38,6 +38,14 @@
 //! byte of the file is covered, and CRC-32 misses no change within 32 bits: a single changed byte is found with
 //! certainty, and its place is known to a MiB.
 //!
+//! # Where rows live
+//!
+//! [`Table::open`] maps the file and reads nothing. [`Table::open_with`] reads the index into memory, in the shared
+//! mapping, and keeps the rows in one of three places ([`Placement`]); every one gives the same rows.
+//!
+//! A file may be lost while it is mapped: cut short, written to, or on a disk that fails. A read of what is not there
+//! is caught (SIGBUS, see `guard`), and [`Table::check`], which every [`Table::gather`] ends with, fails from then on.
+//!
 //! An empty table (N = 0) does not exist: a model without f-grams is a baseline and has no table.
 
 mod checksum;

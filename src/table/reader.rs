@@ -116,13 +116,12 @@ impl Table {
         let hottest = rows.start..rows.start + from_rows;
         (table.rows, table.residence) = match placement {
             Placement::Ram { lock, huge_pages } => {
-                table.into_memory(lock, huge_pages, (done, total), progress)?
+                table.in_memory(lock, huge_pages, (done, total), progress)?
             }
             Placement::Mmap { .. } => {
                 populate(table.map.map(), hottest, (&mut done, total), progress);
                 let read = HumanBytes(from_rows as u64);
-                let reads = Direct::through_page_cache(&table.path, &table.file, geometry);
-                let mapped = Mapped::with_readahead(&geometry, from_rows, reads);
+                let mapped = table.mapped(from_rows);
                 let residence =
                     format!("{read} of the most frequent rows read, others {}", mapped.describe());
                 (Rows::Mapped(mapped), residence)
@@ -138,7 +137,7 @@ impl Table {
     }
 
     /// All rows into memory: a private copy in huge pages, or the page cache, locked or not.
-    fn into_memory(
+    fn in_memory(
         &self,
         lock: bool,
         huge_pages: bool,
@@ -157,14 +156,25 @@ impl Table {
         let mut residence = format!("{size} of rows read into the page cache");
         if lock {
             match self.map.map().lock() {
-                Ok(()) => residence.push_str(", locked"),
+                Ok(()) => {
+                    residence.push_str(", locked");
+                    return Ok((Rows::Mapped(Mapped::plain()), residence));
+                }
                 Err(error) => tracing::warn!(
                     "cannot lock {} in memory: {error}; raise the limit with `ulimit -l` (systemd: LimitMEMLOCK)",
                     self.path.display()
                 ),
             }
         }
-        Ok((Rows::Mapped(Mapped::plain()), residence))
+        // Should the system take pages back after all, they return as in `mmap` mode.
+        Ok((Rows::Mapped(self.mapped(geometry.range().len())), residence))
+    }
+
+    /// Rows in the mapping, of which the first `in_memory` bytes have been read.
+    fn mapped(&self, in_memory: usize) -> Mapped {
+        let geometry = self.geometry();
+        let reads = Direct::through_page_cache(&self.path, &self.file, geometry);
+        Mapped::with_readahead(&geometry, in_memory, reads)
     }
 
     /// Counts into `metrics` from now on: those of the table that this one replaces, say.

@@ -69,11 +69,15 @@ impl Direct {
 
     /// The same reads through the page cache, and nothing else kept: so that a batch's rows come into it together. None
     /// where there is no io_uring.
-    pub(in crate::table) fn through_page_cache(path: &Path, same: &File, geometry: Geometry) -> Option<Self> {
+    pub(in crate::table) fn through_page_cache(
+        path: &Path,
+        same: &File,
+        geometry: Geometry,
+    ) -> Option<Box<Self>> {
         let file = open_buffered(path, same).ok()?;
         let cache = Cache::new(0, geometry.bytes, geometry.count).ok()?;
         let direct = Self::new(file, 1, geometry, cache, Placement::QUEUE_DEPTH, DirectReads::Ring);
-        (cfg!(target_os = "linux") && direct.probe().is_ok()).then_some(direct)
+        (cfg!(target_os = "linux") && direct.probe().is_ok()).then(|| Box::new(direct))
     }
 
     fn new(
@@ -208,7 +212,7 @@ impl Direct {
         }
         #[cfg(target_os = "linux")]
         if self.kind == DirectReads::Ring {
-            return Ring::start(&self.source).map(Reader::Ring);
+            return Ring::start(&self.source).map(|ring| Reader::Ring(Box::new(ring)));
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if threads.is_none() {
@@ -356,7 +360,7 @@ mod tests {
             let rows: Vec<usize> = extents.iter().flat_map(|extent| extent.rows.clone()).collect();
             prop_assert_eq!(rows, (0..wants.len()).collect::<Vec<_>>());
             for extent in &extents {
-                prop_assert!(extent.offset as usize % align == 0 && extent.len % align == 0 && extent.len <= longest);
+                prop_assert!((extent.offset as usize).is_multiple_of(align) && extent.len.is_multiple_of(align) && extent.len <= longest);
                 for &(rank, _) in &wants[extent.rows.clone()] {
                     let row = geometry.row(rank);
                     prop_assert!(extent.offset as usize <= row.start && row.end <= extent.offset as usize + extent.len);

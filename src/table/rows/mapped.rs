@@ -27,7 +27,7 @@ pub(in crate::table) struct Mapped {
 #[derive(Debug)]
 struct Readahead {
     /// None: by hints to the system.
-    reads: Option<Direct>,
+    reads: Option<Box<Direct>>,
     /// A bit a page of the rows.
     seen: Vec<AtomicU64>,
     batches: AtomicU64,
@@ -47,17 +47,19 @@ impl Mapped {
     pub(in crate::table) fn with_readahead(
         geometry: &Geometry,
         in_memory: usize,
-        reads: Option<Direct>,
+        reads: Option<Box<Direct>>,
     ) -> Self {
         let words = geometry.range().len().div_ceil(PAGE).div_ceil(64);
+        let (all, pages) = (u64::MAX, in_memory / PAGE);
+        let word = |i| AtomicU64::new(if (i + 1) * 64 <= pages { all } else { 0 });
         let readahead = Readahead {
             reads,
-            seen: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            seen: (0..words).map(word).collect(),
             batches: AtomicU64::new(0),
             asked: AtomicU64::new(0),
             faults: AtomicU64::new(major_faults()),
         };
-        for page in 0..in_memory / PAGE {
+        for page in pages / 64 * 64..pages {
             readahead.is_new(page);
         }
         Self { readahead: Some(readahead) }

@@ -38,7 +38,7 @@ pub(super) type Arrived<'a> = &'a mut dyn FnMut(usize, &[u8]);
 #[derive(Debug)]
 pub(super) enum Reader {
     #[cfg(target_os = "linux")]
-    Ring(Ring),
+    Ring(Box<Ring>),
     Threads(Threads),
 }
 
