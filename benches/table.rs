@@ -69,7 +69,7 @@ fn benches(c: &mut Criterion) {
     let source = vec![1.0_f32; BATCH * DIM];
     group.bench_function("memcpy", |b| b.iter(|| out.copy_from_slice(black_box(&source))));
     let mut last = None;
-    for row_type in [RowType::F32, RowType::F16, RowType::Bf16, RowType::Int8, RowType::Int4] {
+    for row_type in RowType::ALL {
         let table = write(&directory.path().join(row_type.to_string()), row_type, &set);
         group.bench_function(row_type.to_string(), |b| {
             b.iter(|| table.gather(black_box(&ranks), &mut out).expect("ranks of the table"));

@@ -9,7 +9,12 @@ const TRAIN: &str = env!("CARGO_BIN_EXE_scone-train");
 /// Every sub-command, with the arguments its help must speak of, and a call with a file that is not there; `table plan`
 /// reads no file.
 const COMMANDS: [(&str, &str, &str, &str); 16] = [
-    (SCONE, "serve", "MODEL_DIR --listen --table --max-sequences", "serve missing"),
+    (
+        SCONE,
+        "serve",
+        "MODEL_DIR --listen --table --table-mode --table-cache --max-sequences",
+        "serve missing",
+    ),
     (
         SCONE,
         "generate",

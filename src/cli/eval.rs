@@ -6,6 +6,7 @@ use anyhow::Context;
 use candle_core::Device;
 use clap::ValueEnum;
 
+use super::table_mode::TableMode;
 use super::{DEFAULT_MODEL, progress_bar};
 use crate::model::{ModelDirectory, perplexity};
 
@@ -31,6 +32,8 @@ pub struct Args {
     /// Another table than the directory's
     #[arg(long, env = "SCONE_TABLE", value_name = "FILE")]
     table: Option<PathBuf>,
+    #[command(flatten)]
+    table_mode: TableMode,
     /// Where f-grams' embeddings come from: the table, or the f-gram model on the spot
     #[arg(long, value_enum, default_value_t = Embeddings::Table, value_name = "SOURCE")]
     embeddings: Embeddings,
@@ -63,7 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let device = Device::Cpu;
     let table = args.table.as_deref();
     let model = match args.embeddings {
-        Embeddings::Table => directory.load(table, 0, &device)?,
+        Embeddings::Table => directory.load_with(args.table_mode.open(&directory, table)?, 0, &device)?,
         Embeddings::Model => directory.load_without_rows(table, &device)?,
     };
     let tokenizer = directory.tokenizer();

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::DEFAULT_MODEL;
 use super::open_model::{Opened, open_model};
 use super::serve::{at_least_one, set_threads};
+use super::table_mode::TableMode;
 use crate::engine::{Config, Engine, Event, Request, Sampling};
 use crate::tokenizer::{Decoder, Tokenizer};
 
@@ -49,6 +50,8 @@ pub struct Args {
     /// Another table of f-gram embeddings than the directory's; refused unless it fits the model
     #[arg(long, value_name = "FILE", env = "SCONE_TABLE")]
     table: Option<PathBuf>,
+    #[command(flatten)]
+    table_mode: TableMode,
     /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N", env = "SCONE_THREADS", value_parser = at_least_one)]
     threads: Option<usize>,
@@ -63,7 +66,8 @@ pub fn run(args: &Args) -> Result<()> {
         set_threads(threads)?;
     }
     let text = read_prompt(&args.prompt)?;
-    let Opened { forward, tokenizer, info } = open_model(&args.model, args.table.as_deref(), 1)?;
+    let Opened { forward, tokenizer, info, .. } =
+        open_model(&args.model, args.table.as_deref(), &args.table_mode, 1)?;
     let engine = Engine::start(forward, Config { max_batch_tokens: 512, max_queue: 1 })?;
     let prompt = tokenizer.encode(&text)?;
     let (context, prompt_tokens) = (engine.handle().context(), prompt.len());

@@ -1,6 +1,7 @@
 //! The sub-commands of both programs, one file each: `Args` (parsed by clap) and `run`.
 
 pub mod bench;
+mod bytes;
 pub mod eval;
 pub mod explain;
 pub mod fit;
@@ -10,6 +11,8 @@ mod open_model;
 pub mod prepare;
 pub mod serve;
 pub mod table;
+mod table_mode;
+mod table_watch;
 pub mod tag;
 
 use std::io::Write;

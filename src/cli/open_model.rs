@@ -5,16 +5,16 @@ use anyhow::{Result, bail};
 use candle_core::Device;
 
 use super::DEFAULT_MODEL;
+use super::table_mode::TableMode;
 use crate::engine::Forward;
-use crate::model::ModelDirectory;
-use crate::server::TableCard;
-use crate::table::Table;
+use crate::model::{LiveTable, ModelDirectory};
 use crate::tokenizer::Tokenizer;
 
 /// A model directory, ready to run.
 pub(super) struct Opened {
     pub(super) forward: Box<dyn Forward>,
     pub(super) tokenizer: Tokenizer,
+    pub(super) table: Option<Arc<LiveTable>>,
     pub(super) info: ModelInfo,
 }
 
@@ -24,7 +24,6 @@ pub(super) struct ModelInfo {
     pub(super) parameters: usize,
     pub(super) layers: usize,
     pub(super) width: usize,
-    pub(super) table: Option<TableCard>,
     /// Memory of the weights, in bytes.
     pub(super) weight_bytes: u64,
     /// Memory of the keys and values of all slots, in bytes.
@@ -34,8 +33,13 @@ pub(super) struct ModelInfo {
 }
 
 /// Loads the model in `directory`, with places for `slots` sequences, and its table: the one at `table` if given,
-/// otherwise the one that the directory names, if it names one.
-pub(super) fn open_model(directory: &Path, table: Option<&Path>, slots: usize) -> Result<Opened> {
+/// otherwise the one that the directory names, if it names one. Its rows are put where `mode` says.
+pub(super) fn open_model(
+    directory: &Path,
+    table: Option<&Path>,
+    mode: &TableMode,
+    slots: usize,
+) -> Result<Opened> {
     if !directory.is_dir() {
         bail!(
             "there is no model directory at {}: name one that holds config.json, model.safetensors and tokenizer.json, or \
@@ -44,20 +48,15 @@ pub(super) fn open_model(directory: &Path, table: Option<&Path>, slots: usize) -
         );
     }
     let directory = ModelDirectory::open(directory)?;
-    let model = directory.load(table, slots, &Device::Cpu)?;
-    let card = |table: &Arc<Table>| TableCard {
-        rows: table.len(),
-        bytes: table.bytes(),
-        dtype: table.row_type().to_string(),
-    };
+    let table = mode.open(&directory, table)?;
+    let model = directory.load_with(table.clone(), slots, &Device::Cpu)?;
     let info = ModelInfo {
         parameters: model.config().parameters(),
         layers: model.config().num_hidden_layers,
         width: model.config().hidden_size,
-        table: model.embedding().table().map(card),
         weight_bytes: model.weight_bytes() as u64,
         kv_bytes: model.cache().map_or(0, |cache| cache.bytes() as u64),
         stop_tokens: directory.stop_tokens()?,
     };
-    Ok(Opened { forward: Box::new(model), tokenizer: directory.into_tokenizer(), info })
+    Ok(Opened { forward: Box::new(model), tokenizer: directory.into_tokenizer(), table, info })
 }

@@ -12,8 +12,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::DEFAULT_MODEL;
 use super::open_model::{ModelInfo, Opened, open_model};
+use super::table_mode::TableMode;
+use super::table_watch::{reload_on_hangup, watch};
 use crate::engine::{Config, Engine, EngineHandle};
+use crate::model::LiveTable;
 use crate::server::{self, App, ModelCard};
+use crate::table::MetricsSnapshot;
 
 /// Serves a model over HTTP, with OpenAI's completion endpoint.
 #[derive(Debug, clap::Args)]
@@ -24,7 +28,11 @@ Example:
     -d '{\"prompt\": \"Once upon a time\", \"max_tokens\": 50}'
 
 It prints `listening on http://ADDRESS:PORT` on standard output once requests are served. On SIGTERM or Ctrl-C it takes no
-more connections, finishes the answers under way (for at most five seconds) and exits with 0.")]
+more connections, finishes the answers under way (for at most five seconds) and exits with 0.
+
+On SIGHUP, or `curl -X POST http://127.0.0.1:8080/admin/table` from the same machine, it opens the table's file again and
+goes on with it if it fits the model; no request is dropped. To replace a table, move the new file over the old one; never
+write into a file that is being served. With `-d '{\"path\": \"FILE\"}'` and a JSON content type another file is taken.")]
 pub struct Args {
     /// The model's directory, in the Hugging Face layout
     #[arg(value_name = "MODEL_DIR", env = "SCONE_MODEL_DIR", default_value = DEFAULT_MODEL)]
@@ -35,6 +43,8 @@ pub struct Args {
     /// Another table of f-gram embeddings than the directory's; refused unless it fits the model
     #[arg(long, value_name = "FILE", env = "SCONE_TABLE")]
     table: Option<PathBuf>,
+    #[command(flatten)]
+    table_mode: TableMode,
     /// The name that clients use for the model [default: the directory's]
     #[arg(long, value_name = "NAME", env = "SCONE_MODEL_NAME")]
     model_name: Option<String>,
@@ -65,19 +75,22 @@ pub fn run(args: &Args) -> Result<()> {
     let listener = runtime.block_on(TcpListener::bind(&args.listen)).with_context(|| {
         format!("cannot listen on {}: choose another address or a free port with --listen", args.listen)
     })?;
-    let Opened { forward, tokenizer, info } =
-        open_model(&args.model, args.table.as_deref(), args.max_sequences)?;
+    let Opened { forward, tokenizer, table, info } =
+        open_model(&args.model, args.table.as_deref(), &args.table_mode, args.max_sequences)?;
     let config = Config { max_batch_tokens: args.max_batch_tokens, max_queue: args.max_queue };
     let engine = Engine::start(forward, config).context("cannot start the engine")?;
     let card = ModelCard {
         id: args.model_name.clone().unwrap_or_else(|| directory_name(&args.model)),
         created: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
-        table: info.table.clone(),
     };
-    eprint!("{}", describe(&card.id, &info, &engine.handle(), args.max_sequences));
+    eprint!("{}", describe(&card.id, &info, table.as_deref(), &engine.handle(), args.max_sequences));
     let stop_tokens = info.stop_tokens;
-    let app = App { engine: engine.handle(), tokenizer: Arc::new(tokenizer), card, stop_tokens };
+    let tokenizer = Arc::new(tokenizer);
+    let app = App { engine: engine.handle(), tokenizer, card, table: table.clone(), stop_tokens };
     runtime.block_on(serve(listener, app))?;
+    if let Some(live) = &table {
+        tracing::info!("{}", summary(&live.get().metrics().snapshot()));
+    }
     // What is not finished by now has had its time.
     runtime.shutdown_background();
     Ok(())
@@ -93,28 +106,53 @@ async fn serve(listener: TcpListener, app: App) -> Result<()> {
         }
         eprintln!("stopping: finishing the answers under way");
     };
+    if let Some(live) = app.table.clone() {
+        tokio::spawn(watch(Arc::clone(&live)));
+        tokio::spawn(reload_on_hangup(live, signal(SignalKind::hangup())?));
+    }
     let mut stdout = std::io::stdout();
     writeln!(stdout, "listening on http://{}", listener.local_addr()?)?;
     stdout.flush()?;
     Ok(server::run(listener, app, shutdown).await?)
 }
 
-fn describe(name: &str, info: &ModelInfo, engine: &EngineHandle, sequences: usize) -> String {
-    let ModelInfo { parameters, layers, width, table, weight_bytes, kv_bytes, .. } = info;
+/// What the table was asked for, in a line.
+fn summary(metrics: &MetricsSnapshot) -> String {
+    let positions = HumanCount(metrics.positions.iter().sum());
+    let [cache, memory, disk] = [metrics.rows_cache, metrics.rows_memory, metrics.rows_disk].map(HumanCount);
+    format!(
+        "table: {positions} tokens, hit rate {:.1} %; rows from the cache {cache}, memory {memory}, disk {disk}; {:.3} s \
+         looking up, {:.3} s gathering",
+        100.0 * metrics.hit_rate,
+        metrics.lookup_seconds,
+        metrics.gather_seconds
+    )
+}
+
+fn describe(
+    name: &str,
+    info: &ModelInfo,
+    table: Option<&LiveTable>,
+    engine: &EngineHandle,
+    sequences: usize,
+) -> String {
+    let ModelInfo { parameters, layers, width, weight_bytes, kv_bytes, .. } = info;
     let (parameters, vocabulary) = (HumanCount(*parameters as u64), HumanCount(engine.vocab_size() as u64));
     let context = HumanCount(engine.context() as u64);
-    let (table, table_bytes) = match table {
-        None => ("none: token embeddings only".to_owned(), 0),
-        Some(table) => {
-            let rows = HumanCount(table.rows as u64);
-            (format!("{rows} rows of {}, {}", table.dtype, HumanBytes(table.bytes)), table.bytes)
+    let table = match table {
+        None => "none: token embeddings only".to_owned(),
+        Some(live) => {
+            let table = live.get();
+            let (rows, bytes) = (HumanCount(table.len() as u64), HumanBytes(table.bytes()));
+            let (mode, residence) = (live.placement(), table.residence());
+            format!("{rows} rows of {}, {bytes}; {mode}: {residence}", table.row_type())
         }
     };
-    let [weights, kv, mapped] = [*weight_bytes, *kv_bytes, table_bytes].map(HumanBytes);
+    let [weights, kv] = [*weight_bytes, *kv_bytes].map(HumanBytes);
     format!(
         "model   {name}: {parameters} parameters, {layers} layers of width {width}, {vocabulary} tokens, context {context}\n\
          table   {table}\n\
-         memory  weights {weights}, keys and values {kv} (for {sequences} sequences), table {mapped} (mapped)\n"
+         memory  weights {weights}, keys and values {kv} (for {sequences} sequences)\n"
     )
 }
 

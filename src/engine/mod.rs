@@ -11,6 +11,7 @@
 
 mod error;
 mod forward;
+mod hints;
 mod queue;
 mod request;
 mod sampler;
@@ -21,7 +22,7 @@ mod worker;
 
 pub use crate::model::{Piece, Wanted};
 pub use error::EngineError;
-pub use forward::{Forward, ForwardError};
+pub use forward::{Forward, ForwardError, Prefetch};
 pub use request::{Event, Finish, Request, Sampling, Score};
 pub use sampler::{NotANumber, Sampler};
 pub use score::score;

@@ -6,6 +6,7 @@ use std::thread::{self, JoinHandle};
 use rayon::prelude::*;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use super::hints::Hints;
 use super::queue::{Queue, Waiting};
 use super::schedule::schedule;
 use super::sequence::Sequence;
@@ -31,6 +32,7 @@ pub struct Engine {
 #[derive(Clone)]
 pub struct EngineHandle {
     queue: Arc<Queue>,
+    hints: Option<Hints>,
     vocab_size: usize,
     context: usize,
 }
@@ -49,6 +51,7 @@ impl Engine {
         let queue = Arc::new(Queue::new(config.max_queue));
         let handle = EngineHandle {
             queue: Arc::clone(&queue),
+            hints: model.prefetch().map(Hints::start).transpose()?,
             vocab_size: model.vocab_size(),
             context: model.context(),
         };
@@ -88,6 +91,7 @@ impl EngineHandle {
     /// See [`EngineError`].
     pub fn submit(&self, requests: Vec<Request>) -> Result<Vec<UnboundedReceiver<Event>>, EngineError> {
         requests.iter().try_for_each(|request| self.check(request))?;
+        let prompts = self.hints.as_ref().map(|_| Hints::prompts(&requests));
         let (waiting, receivers) = requests
             .into_iter()
             .map(|request| {
@@ -96,6 +100,9 @@ impl EngineHandle {
             })
             .unzip();
         self.queue.push(waiting)?;
+        if let (Some(hints), Some(prompts)) = (&self.hints, prompts) {
+            hints.give(prompts);
+        }
         Ok(receivers)
     }
 

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::{Config, FgramConfig, FgramModel, Fgrams, MainModel, Model, ModelError, Weights};
-use crate::table::{Identity, Table};
+use super::{
+    Config, FgramConfig, FgramModel, Fgrams, LiveTable, MainModel, Model, ModelError, TableFit, Weights,
+};
+use crate::table::{Identity, Placement, Table};
 use crate::tokenizer::Tokenizer;
 
 /// `scone.json`: what makes a model directory a SCONE model. A baseline has none.
@@ -202,42 +204,58 @@ impl ModelDirectory {
         })
     }
 
+    /// What a table must be to fit this model. Reads all of the weights once, for their hashes.
+    ///
+    /// # Errors
+    /// Where this is a baseline, which takes no table.
+    pub fn table_fit(&self) -> Result<TableFit, ModelError> {
+        let Some(scone) = &self.scone else {
+            let why = "a baseline takes no table: it has no scone.json";
+            return Err(ModelError::config(&self.path, why));
+        };
+        let (identity, has_fgram_model) = match self.identity(scone.fgrams_sha256.clone()) {
+            Ok(identity) => (identity, true),
+            Err(ModelError::NoFgramModel(_)) => {
+                let identity = Identity {
+                    tokenizer: self.tokenizer.sha256().to_owned(),
+                    token_embedding: self.weights.tensor_sha256("model.embed_tokens.weight")?,
+                    fgram_model: String::new(),
+                    fgrams: scone.fgrams_sha256.clone(),
+                };
+                (identity, false)
+            }
+            Err(other) => return Err(other),
+        };
+        let dim = self.config.hidden_size;
+        Ok(TableFit { model: self.path.clone(), identity, has_fgram_model, dim })
+    }
+
     /// Opens a table and refuses it unless it was made for this model. Where `fgram_model/` was left out, as serving
     /// allows, everything but the f-gram model is compared.
     ///
     /// # Errors
     /// Where it is damaged, or belongs to another tokenizer, token embedding, f-gram model or f-gram set.
     pub fn open_table(&self, path: &Path) -> Result<Table, ModelError> {
-        if !path.exists() {
-            return Err(ModelError::NoTable { table: path.to_owned(), model: self.path.clone() });
-        }
-        let table = Table::open(path)?;
-        let Some(scone) = &self.scone else {
-            let why = "a baseline takes no table: it has no scone.json";
-            return Err(ModelError::config(&self.path, why));
-        };
-        let expected = match self.identity(scone.fgrams_sha256.clone()) {
-            Ok(identity) => identity,
-            Err(ModelError::NoFgramModel(_)) => Identity {
-                tokenizer: self.tokenizer.sha256().to_owned(),
-                token_embedding: self.weights.tensor_sha256("model.embed_tokens.weight")?,
-                fgram_model: table.identity().fgram_model.clone(),
-                fgrams: scone.fgrams_sha256.clone(),
-            },
-            Err(other) => return Err(other),
-        };
-        let mut differs = expected.differences(table.identity());
-        if table.dim() != self.config.hidden_size {
-            differs.push("width");
-        }
-        if differs.is_empty() {
-            return Ok(table);
-        }
-        Err(ModelError::TableMismatch {
-            table: path.to_owned(),
-            model: self.path.clone(),
-            differs: differs.join(", "),
-        })
+        let fit = self.table_fit()?;
+        let table = fit.open_plain(path)?;
+        fit.check(&table)?;
+        Ok(table)
+    }
+
+    /// The model's own table or the one given, to serve from; a baseline has none. `progress` is told of the bytes read,
+    /// as by [`Table::open_with`].
+    ///
+    /// # Errors
+    /// As [`ModelDirectory::open_table`].
+    pub fn live_table(
+        &self,
+        table: Option<&Path>,
+        placement: Placement,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Option<Arc<LiveTable>>, ModelError> {
+        let Some(path) = table.map(Path::to_owned).or_else(|| self.table_path()) else { return Ok(None) };
+        let live = LiveTable::open(&path, self.table_fit()?, placement, progress)?;
+        Ok(Some(Arc::new(live)))
     }
 
     /// The model, ready to serve `slots` sequences, with its own table or the one given. A baseline has none.
@@ -245,10 +263,21 @@ impl ModelDirectory {
     /// # Errors
     /// Where a file is missing, wrong or does not fit.
     pub fn load(&self, table: Option<&Path>, slots: usize, device: &Device) -> Result<Model, ModelError> {
-        let fgrams = match table.map(Path::to_owned).or_else(|| self.table_path()) {
-            Some(path) => Fgrams::Table(Arc::new(self.open_table(&path)?)),
-            None => Fgrams::None,
-        };
+        let table = self.live_table(table, Placement::default(), &mut |_, _| ())?;
+        self.load_with(table, slots, device)
+    }
+
+    /// The model, ready to serve `slots` sequences, with what [`ModelDirectory::live_table`] gave.
+    ///
+    /// # Errors
+    /// Where a file is missing or wrong.
+    pub fn load_with(
+        &self,
+        table: Option<Arc<LiveTable>>,
+        slots: usize,
+        device: &Device,
+    ) -> Result<Model, ModelError> {
+        let fgrams = table.map_or(Fgrams::None, Fgrams::Table);
         Model::new(self.config.clone(), self.main_model(device)?, fgrams, slots)
     }
 

@@ -1,11 +1,12 @@
 //! The one place where the table meets the model: token ids become input embeddings.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 
 use super::ops::{overwrite_rows, take_rows};
-use super::{FgramModel, Grams, ModelError, Piece};
+use super::{FgramModel, Grams, LiveTable, ModelError, Piece};
 use crate::table::Table;
 
 /// Where the embeddings of f-grams come from.
@@ -13,7 +14,7 @@ pub enum Fgrams {
     /// Nowhere: a baseline.
     None,
     /// From the table, as in serving.
-    Table(Arc<Table>),
+    Table(Arc<LiveTable>),
     /// From the f-gram model on the spot; the table only says what is an f-gram. For checking the table.
     Model(Arc<Table>, FgramModel),
 }
@@ -35,18 +36,27 @@ impl Embedding {
         &self.tokens
     }
 
-    /// The table, where there is one.
-    pub fn table(&self) -> Option<&Arc<Table>> {
+    /// The table as it is now, where there is one.
+    pub fn table(&self) -> Option<Arc<Table>> {
         match &self.fgrams {
             Fgrams::None => None,
-            Fgrams::Table(table) | Fgrams::Model(table, _) => Some(table),
+            Fgrams::Table(live) => Some(live.get()),
+            Fgrams::Model(table, _) => Some(Arc::clone(table)),
+        }
+    }
+
+    /// The table that is read from, where there is one and it may be exchanged.
+    pub fn live_table(&self) -> Option<&Arc<LiveTable>> {
+        match &self.fgrams {
+            Fgrams::Table(live) => Some(live),
+            Fgrams::None | Fgrams::Model(..) => None,
         }
     }
 
     /// The input embeddings `[tokens, d]` of the new tokens of a ragged batch: `F(longest match)`, else `T(token)`.
     ///
     /// # Errors
-    /// Where a token is beyond the vocabulary, or the table is damaged.
+    /// Where a token is beyond the vocabulary, or the table is damaged or was changed while in use.
     pub fn embed(&self, pieces: &[Piece<'_>]) -> Result<Tensor, ModelError> {
         let vocabulary = self.tokens.dim(0)?;
         let ids: Vec<u32> = pieces.iter().flat_map(|piece| &piece.tokens[piece.past..]).copied().collect();
@@ -55,7 +65,10 @@ impl Embedding {
         }
         let x = take_rows(&self.tokens, &Arc::new(ids))?;
         let Some(table) = self.table() else { return Ok(x) };
-        let (at, ranks) = matches(table, pieces);
+        // Before anything is read of a file that is known to be gone, and again when all was read.
+        table.check()?;
+        let (at, ranks) = matches(&table, pieces);
+        table.check()?;
         if ranks.is_empty() {
             return Ok(x);
         }
@@ -73,19 +86,33 @@ impl Embedding {
 
 /// Which of the batch's new tokens end an f-gram, and its rank.
 fn matches(table: &Table, pieces: &[Piece<'_>]) -> (Vec<u32>, Vec<u32>) {
+    let start = Instant::now();
     let index = table.index();
-    let (mut at, mut ranks) = (Vec::new(), Vec::new());
+    let is_special = |token: &u32| table.policy().special_tokens.binary_search(token).is_ok();
+    let (mut at, mut ranks, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
     let mut row = 0;
     for piece in pieces {
-        for found in index.matches(piece.tokens, piece.past) {
+        for (found, token) in index.matches(piece.tokens, piece.past).iter().zip(&piece.tokens[piece.past..])
+        {
             if let Some(found) = found {
                 at.push(row);
                 ranks.push(found.rank);
             }
+            lengths.push(found.map_or_else(|| u8::from(!is_special(token)), |found| found.n));
             row += 1;
         }
     }
+    table.metrics().looked_up(lengths, start.elapsed());
     (at, ranks)
+}
+
+/// Brings the rows of a sequence nearer that is to be embedded soon.
+pub fn prefetch_rows(table: &Table, tokens: &[u32]) {
+    if table.check().is_ok() {
+        let ranks: Vec<u32> =
+            table.index().matches(tokens, 0).into_iter().flatten().map(|found| found.rank).collect();
+        table.prefetch(&ranks);
+    }
 }
 
 /// The rows of `ranks` as the f-gram model makes them, packed: what a table stores.

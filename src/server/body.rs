@@ -24,6 +24,13 @@ impl Fields {
         Self::parse(&read_all(request.into_body()).await?)
     }
 
+    /// Reads a request's body, which may be left out.
+    pub(super) async fn read_or_none(request: Request<Body>) -> Result<Self, ApiError> {
+        check_content_type(&request)?;
+        let body = read_all(request.into_body()).await?;
+        if body.is_empty() { Ok(Self(Map::new())) } else { Self::parse(&body) }
+    }
+
     fn parse(body: &[u8]) -> Result<Self, ApiError> {
         match serde_json::from_slice(body) {
             Ok(Value::Object(fields)) => Ok(Self(fields)),

@@ -43,8 +43,21 @@ impl ApiError {
         }
     }
 
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    pub(super) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, message)
+    }
+
+    /// What was asked for does not go with what there is.
+    pub(super) fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, message)
+    }
+
     pub(super) fn unknown_path(path: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}"))
+        Self::not_found(format!("there is nothing at {path}"))
     }
 
     pub(super) fn wrong_method(method: &Method, path: &str) -> Self {

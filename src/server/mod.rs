@@ -8,6 +8,7 @@
 //! A client that goes away drops its connection's future, with it the receivers of its events, and that is all the engine
 //! needs to free its places.
 
+mod admin;
 mod body;
 mod choice;
 mod completions;
@@ -20,6 +21,7 @@ mod stream;
 mod transcript;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +32,7 @@ use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 
 use crate::engine::EngineHandle;
+use crate::model::LiveTable;
 use crate::tokenizer::Tokenizer;
 use error::ApiError;
 
@@ -47,6 +50,8 @@ pub struct App {
     pub tokenizer: Arc<Tokenizer>,
     /// What `/v1/models` says.
     pub card: ModelCard,
+    /// The model's table, if it has one.
+    pub table: Option<Arc<LiveTable>>,
     /// Tokens that end a completion unless `ignore_eos` is set.
     pub stop_tokens: Vec<u32>,
 }
@@ -74,8 +79,10 @@ pub async fn run(
     let listener = listener.tap_io(|socket| {
         let _ = socket.set_nodelay(true);
     });
+    // Who asks, for what only this machine may.
+    let service = router(app).into_make_service_with_connect_info::<SocketAddr>();
     tokio::select! {
-        result = axum::serve(listener, router(app)).with_graceful_shutdown(signal).into_future() => result,
+        result = axum::serve(listener, service).with_graceful_shutdown(signal).into_future() => result,
         () = overdue => Ok(()),
     }
 }
@@ -86,6 +93,7 @@ fn router(app: App) -> Router {
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/health", get(models::health))
+        .route("/admin/table", post(admin::reload_table))
         .fallback(|uri: Uri| async move { ApiError::unknown_path(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::wrong_method(&method, uri.path())

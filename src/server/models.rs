@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::error::ApiError;
+use crate::table::Table;
 
 /// What a client is told of the model.
 #[derive(Debug, Clone)]
@@ -16,8 +17,6 @@ pub struct ModelCard {
     pub id: String,
     /// When the server loaded it, in seconds since 1970.
     pub created: u64,
-    /// Its table of f-gram embeddings, if it has one.
-    pub table: Option<TableCard>,
 }
 
 /// What a client is told of a table.
@@ -29,6 +28,13 @@ pub struct TableCard {
     pub bytes: u64,
     /// The type of its rows.
     pub dtype: String,
+}
+
+impl TableCard {
+    /// What is told of `table`.
+    pub fn of(table: &Table) -> Self {
+        Self { rows: table.len(), bytes: table.bytes(), dtype: table.row_type().to_string() }
+    }
 }
 
 /// `GET /v1/models`.
@@ -46,7 +52,7 @@ pub(super) async fn retrieve(
 }
 
 fn describe(app: &App) -> Value {
-    let ModelCard { id, created, table } = &app.card;
+    let ModelCard { id, created } = &app.card;
     let mut model = json!({
         "id": id,
         "object": "model",
@@ -54,16 +60,25 @@ fn describe(app: &App) -> Value {
         "owned_by": "scone",
         "max_model_len": app.engine.context(),
     });
-    if let Some(table) = table {
-        model["scone"] = json!({"table": table});
+    if let Some(live) = &app.table {
+        model["scone"] = json!({"table": TableCard::of(&live.get())});
     }
     model
 }
 
-/// `GET /health`: whether requests are served, and how many are.
+/// `GET /health`: whether requests are served, and how many are; and whether the table can be trusted.
 pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     if !app.engine.is_alive() {
         return Err(ApiError::unavailable("the engine has stopped"));
     }
-    Ok(Json(json!({"status": "ok", "running": app.engine.running(), "waiting": app.engine.waiting()})))
+    let mut health =
+        json!({"status": "ok", "running": app.engine.running(), "waiting": app.engine.waiting()});
+    if let Some(live) = &app.table {
+        let table = live.get();
+        table.check().map_err(|error| ApiError::unavailable(error.to_string()))?;
+        // Another file lies there by now, and a reload would take it.
+        let (mode, replaced) = (live.placement().to_string(), table.is_replaced());
+        health["table"] = json!({"path": table.path(), "mode": mode, "replaced": replaced});
+    }
+    Ok(Json(health))
 }

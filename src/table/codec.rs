@@ -24,9 +24,6 @@ pub enum RowType {
     Int4,
 }
 
-/// All of them, from the most exact to the smallest.
-const TYPES: [RowType; 5] = [RowType::F32, RowType::F16, RowType::Bf16, RowType::Int8, RowType::Int4];
-
 /// A number that cannot be stored, and its column.
 #[derive(Debug, PartialEq)]
 pub(super) enum Misfit {
@@ -45,6 +42,9 @@ impl Misfit {
 }
 
 impl RowType {
+    /// All of them, from the most exact to the smallest.
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int4];
+
     /// The bytes of a row of `dim` numbers, not counting its scale, which lies with the index.
     pub fn bytes_per_row(self, dim: usize) -> usize {
         match self {
@@ -76,7 +76,7 @@ impl RowType {
     }
 
     pub(super) fn of_dtype(dtype: Dtype) -> Option<Self> {
-        TYPES.into_iter().find(|row_type| row_type.dtype() == dtype)
+        Self::ALL.into_iter().find(|row_type| row_type.dtype() == dtype)
     }
 
     /// The name of the way rows are quantised, as the metadata has it.
@@ -171,7 +171,7 @@ impl FromStr for RowType {
     type Err = TableError;
 
     fn from_str(word: &str) -> Result<Self, TableError> {
-        TYPES
+        Self::ALL
             .into_iter()
             .find(|row_type| row_type.to_string() == word)
             .ok_or_else(|| TableError::Word { word: word.to_owned(), known: "f32, f16, bf16, int8, int4" })
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_stored_is_refused_by_column() {
-        for row_type in TYPES {
+        for row_type in RowType::ALL {
             assert_eq!(round_trip(row_type, &[0.0, f32::NAN]), Err(Misfit::NotFinite(1)));
             assert_eq!(round_trip(row_type, &[f32::NEG_INFINITY, 1.0]), Err(Misfit::NotFinite(0)));
         }

@@ -63,6 +63,17 @@ pub enum TableError {
         /// Bytes there are.
         actual: u64,
     },
+    /// The file was changed under its reader, or cannot be read any more.
+    #[error(
+        "table {} was changed while in use: {why}; put a whole file in its place, then reload it (SIGHUP or \
+         POST /admin/table) or start again", .path.display()
+    )]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What shows it.
+        why: String,
+    },
     /// The contents are not what was written, or not what the format allows.
     #[error(
         "table {} is damaged in {place}: {why}; copy it again, or build it again with `scone table build`",
@@ -148,5 +159,9 @@ impl TableError {
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
+    }
+
+    pub(super) fn changed(path: &Path, why: impl Into<String>) -> Self {
+        Self::Changed { path: path.to_owned(), why: why.into() }
     }
 }

@@ -55,6 +55,14 @@
 //! While a table is written it has the name `FILE.partial` and its final length, and each MiB that lies wholly in `rows` gets
 //! its checksum when it is complete; [`TableWriter`] goes on after the last good one.
 //!
+//! # Where rows live
+//!
+//! [`Table::open`] maps the file and reads nothing. [`Table::open_with`] reads the index into memory, in the shared
+//! mapping, and keeps the rows in one of three places ([`Placement`]); every one gives the same rows.
+//!
+//! A file may be lost while it is mapped: cut short, written to, or on a disk that fails. A read of what is not there
+//! is caught (SIGBUS, see `guard`), and [`Table::check`], which every [`Table::gather`] ends with, fails from then on.
+//!
 //! An empty table (N = 0) does not exist: a model without f-grams is a baseline and has no table.
 
 mod checksum;
@@ -64,14 +72,19 @@ mod describe;
 mod error;
 mod export;
 mod format;
+mod guard;
 mod header;
 mod identity;
 mod int4;
+mod metrics;
 mod partial;
 mod parts;
+mod placement;
 mod plan;
 mod quantize;
 mod reader;
+mod rows;
+mod stamp;
 #[cfg(test)]
 mod testing;
 mod verify;
@@ -84,7 +97,9 @@ pub use error::TableError;
 pub use export::{ExportType, Format, export};
 pub use identity::Identity;
 pub use int4::LEVELS;
+pub use metrics::{Metrics, MetricsSnapshot};
 pub use parts::merge;
+pub use placement::{DirectReads, Placement};
 pub use plan::{Plan, plan};
 pub use quantize::quantize;
 pub use reader::Table;

@@ -2,24 +2,39 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 
 use bytemuck::Pod;
+use indicatif::HumanBytes;
 use memmap2::{Advice, Mmap};
 
 use super::format::{self, Dimensions, Layout};
+use super::guard::GuardedMap;
 use super::header;
-use super::{Identity, RowFormat, RowType, TableError};
+use super::rows::{Copied, Direct, Geometry, Mapped, Progress, Rows, populate};
+use super::stamp::Stamp;
+use super::{Identity, Metrics, Placement, RowFormat, RowType, TableError};
 use crate::fgram::{Index, Key, Policy};
 
 /// A table, mapped.
 ///
-/// Its pages are shared by all processes that map the file, and read from the disk when first touched. The file is
-/// not trusted: whatever its bytes, nothing here panics or reads outside it. It must not be written or cut while it is
-/// mapped; [`TableWriter`](super::TableWriter) replaces a table by renaming, which leaves the old one to its readers.
+/// Its pages are shared by all processes that map the file, and read from the disk when first touched; rows may be kept
+/// elsewhere ([`Placement`]). The file is not trusted: whatever its bytes, nothing here panics or reads outside it. It
+/// should not be written or cut while it is mapped; [`TableWriter`](super::TableWriter) replaces a table by renaming,
+/// which leaves the old one to its readers. Should it happen all the same, the process lives on, and [`Table::gather`]
+/// and [`Table::check`] fail from then on.
 #[derive(Debug)]
 pub struct Table {
     path: PathBuf,
-    map: Mmap,
+    file: File,
+    /// What the file looked like when it was opened.
+    stamp: Stamp,
+    map: GuardedMap,
+    rows: Rows,
+    /// What was done at the start, in words.
+    residence: String,
+    metrics: Arc<Metrics>,
     /// Where `rows` starts in the file.
     start: usize,
     dimensions: Dimensions,
@@ -54,7 +69,8 @@ impl Table {
     }
 
     fn open_any(path: &Path) -> Result<Self, TableError> {
-        let map = map(path)?;
+        let (file, map) = map(path)?;
+        let stamp = Stamp::of(&file).map_err(TableError::io("examine", path))?;
         let not_a_table = |why| TableError::NotATable { path: path.to_owned(), why };
         let wrong = |why| TableError::Header { path: path.to_owned(), why };
         let header = header::parse(&map).map_err(not_a_table)?;
@@ -76,11 +92,147 @@ impl Table {
             let (expected, actual) = (expected as u64, map.len() as u64);
             return Err(TableError::Length { path: path.to_owned(), expected, actual });
         }
-        let table =
-            Self { path: path.to_owned(), map, start: header.len, dimensions, layout, policy, identity };
+        let table = Self {
+            path: path.to_owned(),
+            file,
+            stamp,
+            map,
+            rows: Rows::Mapped(Mapped::plain()),
+            residence: "on demand".to_owned(),
+            metrics: Arc::default(),
+            start: header.len,
+            dimensions,
+            layout,
+            policy,
+            identity,
+        };
         // Rows are read in no order: reading ahead would fetch many times the bytes that are needed.
         table.advise_rows(Advice::Random);
         Ok(table)
+    }
+
+    /// Opens a table to serve from: the index is read into memory, in the shared mapping, and the rows are put where
+    /// `placement` says. `progress` is told how many bytes of how many have been read so far. What the system lacks (memory,
+    /// huge pages, io_uring, ...) is replaced by the next best, with a warning in the log.
+    ///
+    /// # Errors
+    /// As [`Table::open`], or if rows cannot be read.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        placement: Placement,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, TableError> {
+        let mut table = Self::open(path)?;
+        let index = table.start + table.layout.padding.end..table.map.len();
+        let geometry = table.geometry();
+        let rows = geometry.range();
+        let from_rows = match placement {
+            Placement::Ram { .. } => rows.len(),
+            Placement::Mmap { prefault } => usize::try_from(prefault).unwrap_or(usize::MAX).min(rows.len()),
+            Placement::Direct { .. } => 0,
+        };
+        let (mut done, total) = (0, (index.len() + from_rows) as u64);
+        populate(table.map.map(), index, (&mut done, total), progress);
+        let hottest = rows.start..rows.start + from_rows;
+        (table.rows, table.residence) = match placement {
+            Placement::Ram { lock, huge_pages } => {
+                table.in_memory(lock, huge_pages, (done, total), progress)?
+            }
+            Placement::Mmap { .. } => {
+                populate(table.map.map(), hottest, (&mut done, total), progress);
+                let read = HumanBytes(from_rows as u64);
+                let mapped = table.mapped(from_rows);
+                let residence =
+                    format!("{read} of the most frequent rows read, others {}", mapped.describe());
+                (Rows::Mapped(mapped), residence)
+            }
+            Placement::Direct { cache, queue_depth, reads } => {
+                let direct = Direct::open(&table.path, &table.file, geometry, cache, queue_depth, reads)?;
+                let residence = direct.describe();
+                (Rows::Direct(Box::new(direct)), residence)
+            }
+        };
+        table.check()?;
+        Ok(table)
+    }
+
+    /// All rows into memory: a private copy in huge pages, or the page cache, locked or not.
+    fn in_memory(
+        &self,
+        lock: bool,
+        huge_pages: bool,
+        (mut done, total): (u64, u64),
+        progress: Progress<'_>,
+    ) -> Result<(Rows, String), TableError> {
+        let (geometry, counted) = (self.geometry(), (&mut done, total));
+        let size = HumanBytes(geometry.range().len() as u64);
+        if huge_pages {
+            if let Some(copied) = Copied::read(&self.path, &self.file, &geometry, counted, progress)? {
+                return Ok((Rows::Copied(copied), format!("a private copy of {size} in huge pages")));
+            }
+            tracing::warn!("rows of {} are shared in the page cache instead", self.path.display());
+        }
+        populate(self.map.map(), geometry.range(), (&mut done, total), progress);
+        let mut residence = format!("{size} of rows read into the page cache");
+        if lock {
+            match self.map.map().lock() {
+                Ok(()) => {
+                    residence.push_str(", locked");
+                    return Ok((Rows::Mapped(Mapped::plain()), residence));
+                }
+                Err(error) => tracing::warn!(
+                    "cannot lock {} in memory: {error}; raise the limit with `ulimit -l` (systemd: LimitMEMLOCK)",
+                    self.path.display()
+                ),
+            }
+        }
+        // Should the system take pages back after all, they return as in `mmap` mode.
+        Ok((Rows::Mapped(self.mapped(geometry.range().len())), residence))
+    }
+
+    /// Rows in the mapping, of which the first `in_memory` bytes have been read.
+    fn mapped(&self, in_memory: usize) -> Mapped {
+        let geometry = self.geometry();
+        let reads = Direct::through_page_cache(&self.path, &self.file, geometry);
+        Mapped::with_readahead(&geometry, in_memory, reads)
+    }
+
+    /// Counts into `metrics` from now on: those of the table that this one replaces, say.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics, ..self }
+    }
+
+    /// What is asked of this table, counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Where rows are and what was read at the start, in words.
+    pub fn residence(&self) -> &str {
+        &self.residence
+    }
+
+    /// Whether what was read so far can be trusted: no read of the mapping has failed, and the file is as it was when it
+    /// was opened. One system call. What [`Table::index`] finds is only good if this holds afterwards.
+    ///
+    /// # Errors
+    /// If not, from then on.
+    pub fn check(&self) -> Result<(), TableError> {
+        let now = Stamp::of(&self.file).map_err(TableError::io("examine", &self.path))?;
+        match self.stamp.change(&now) {
+            Some(why) => Err(TableError::changed(&self.path, why)),
+            None if self.map.is_broken() => Err(TableError::changed(
+                &self.path,
+                "it was cut short, or its disk fails: a part cannot be read",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether another file has the path of this one now. This one is served for as long as it is open.
+    pub fn is_replaced(&self) -> bool {
+        fs::metadata(&self.path).map_or(true, |found| !Stamp::new(&found).is_same_file(&self.stamp))
     }
 
     /// N, the number of rows; at least 1.
@@ -144,11 +296,11 @@ impl Table {
         None
     }
 
-    /// A row as it lies in the file.
+    /// A row as it lies in the file, in the mapping, wherever rows are kept.
     pub fn row_bytes(&self, rank: u32) -> Option<&[u8]> {
-        let start = (rank as usize).checked_mul(self.dimensions.stride)?;
-        let len = self.row_type().bytes_per_row(self.dim());
-        self.view(&self.layout.rows).get(start..)?.get(..len)
+        let Geometry { stride, bytes, count, .. } = self.geometry();
+        let start = rank as usize * stride;
+        ((rank as usize) < count).then(|| &self.view(&self.layout.rows)[start..start + bytes])
     }
 
     /// A row's numbers.
@@ -161,22 +313,29 @@ impl Table {
         Ok(row)
     }
 
-    /// The numbers of the rows of `ranks`, one after the other, into `out`.
+    /// The numbers of the rows of `ranks`, one after the other, into `out`. The same in every [`Placement`].
     ///
     /// # Errors
-    /// If there is no row of some rank, or if `out` is not `ranks.len() * dim` long.
+    /// If there is no row of some rank, if `out` is not `ranks.len() * dim` long, or if the file has changed since it
+    /// was opened.
     pub fn gather(&self, ranks: &[u32], out: &mut [f32]) -> Result<(), TableError> {
         let Dimensions { row_type, rows, dim, .. } = self.dimensions;
         if out.len() != ranks.len() * dim {
             return Err(TableError::Shape { values: out.len(), rows: ranks.len(), dim });
         }
-        let scales: &[f32] = self.view(&self.layout.scales);
-        for (&rank, out) in ranks.iter().zip(out.chunks_exact_mut(dim)) {
-            let Some(bytes) = self.row_bytes(rank) else {
-                return Err(TableError::NoSuchRow { path: self.path.clone(), rank, rows });
-            };
-            row_type.decode(bytes, scales.get(rank as usize).copied().unwrap_or(1.0), out);
+        if let Some(&rank) = ranks.iter().find(|&&rank| rank as usize >= rows) {
+            return Err(TableError::NoSuchRow { path: self.path.clone(), rank, rows });
         }
+        let start = Instant::now();
+        let scales: &[f32] = self.view(&self.layout.scales);
+        let geometry = self.geometry();
+        let gathered = self.rows.gather(&self.map, &geometry, ranks, out, |rank, bytes, out| {
+            row_type.decode(bytes, scales.get(rank as usize).copied().unwrap_or(1.0), out);
+        });
+        // First: it knows better why rows could not be read.
+        self.check()?;
+        let tally = gathered.map_err(TableError::io("read rows of", &self.path))?;
+        self.metrics.gathered(tally, (ranks.len() * geometry.bytes) as u64, start.elapsed());
         Ok(())
     }
 
@@ -191,6 +350,25 @@ impl Table {
         // The least alignment that gives this stride.
         let aligns = (0..=format::PAGE.ilog2()).map(|log| RowFormat { align: 1 << log, ..packed });
         aligns.into_iter().find(|format| format.stride() == Ok(stride)).unwrap_or(packed)
+    }
+
+    /// Says that rows will be wanted soon, so that they are nearer by then. A hint: ranks that do not exist are left
+    /// out, and nobody is told of failures but the log.
+    pub fn prefetch(&self, ranks: &[u32]) {
+        let geometry = self.geometry();
+        let ranks: Vec<u32> =
+            ranks.iter().copied().filter(|&rank| (rank as usize) < geometry.count).collect();
+        match self.rows.prefetch(&self.map, &geometry, &ranks) {
+            Ok(tally) => self.metrics.prefetched(tally),
+            Err(error) => tracing::debug!("rows of {} were not read ahead: {error}", self.path.display()),
+        }
+    }
+
+    /// Where rows lie in the file.
+    fn geometry(&self) -> Geometry {
+        let Dimensions { row_type, rows: count, dim, stride, .. } = self.dimensions;
+        let bytes = row_type.bytes_per_row(dim);
+        Geometry { start: self.start, stride, bytes, count, dim }
     }
 
     pub(super) fn layout(&self) -> &Layout {
@@ -229,7 +407,7 @@ impl Table {
 
     /// Tells the system in what order rows are about to be read. It is a hint: that it fails does no harm.
     pub(super) fn advise_rows(&self, advice: Advice) {
-        let _ = self.map.advise_range(advice, self.start, self.layout.rows.len());
+        let _ = self.map.map().advise_range(advice, self.start, self.layout.rows.len());
     }
 
     /// A tensor. `open` has checked that it lies in the file, and by the layout it is aligned to its elements.
@@ -238,7 +416,7 @@ impl Table {
     }
 }
 
-fn map(path: &Path) -> Result<Mmap, TableError> {
+fn map(path: &Path) -> Result<(File, GuardedMap), TableError> {
     // Asked before opening, which would wait for ever on a pipe.
     if !fs::metadata(path).map_err(TableError::io("open", path))?.is_file() {
         let error = io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
@@ -246,8 +424,10 @@ fn map(path: &Path) -> Result<Mmap, TableError> {
     }
     let file = File::open(path).map_err(TableError::io("open", path))?;
     // SAFETY: the mapping is read-only, and all that is made of it are numbers for which every bit pattern is valid.
-    // No file of ours is changed after it has its name; that nobody else changes it is asked for in the docs of `Table`.
-    unsafe { Mmap::map(&file) }.map_err(TableError::io("map", path))
+    // No file of ours is changed after it has its name; that nobody else changes it is asked for in the docs of `Table`,
+    // and where somebody does, what was read is thrown away.
+    let map = unsafe { Mmap::map(&file) }.map_err(TableError::io("map", path))?;
+    Ok((file, GuardedMap::new(map)))
 }
 
 #[cfg(test)]

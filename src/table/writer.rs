@@ -207,8 +207,6 @@ mod tests {
     use super::*;
     use crate::fgram::FgramSet;
 
-    const TYPES: [RowType; 5] = [RowType::F32, RowType::F16, RowType::Bf16, RowType::Int8, RowType::Int4];
-
     fn open<'a>(
         path: &Path,
         row_type: RowType,
@@ -231,7 +229,9 @@ mod tests {
     fn a_table_holds_what_was_written() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("table.safetensors");
-        for (row_type, n, dim) in TYPES.into_iter().flat_map(|t| [(t, 1, 1), (t, 333, 13), (t, 2048, 64)]) {
+        for (row_type, n, dim) in
+            RowType::ALL.into_iter().flat_map(|t| [(t, 1, 1), (t, 333, 13), (t, 2048, 64)])
+        {
             let set = testing::set(n, 11);
             testing::write(&path, row_type, dim, &set);
             let table = Table::open(&path).unwrap();
@@ -259,7 +259,7 @@ mod tests {
     fn any_reader_of_safetensors_reads_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("table.safetensors");
-        for row_type in TYPES {
+        for row_type in RowType::ALL {
             let set = testing::set(777, 5);
             testing::write(&path, row_type, 7, &set);
             let table = Table::open(&path).unwrap();

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
 use scone::engine::{Config, Engine, EngineHandle, Forward, ForwardError, Piece, Wanted};
-use scone::server::{self, App, ModelCard, TableCard};
+use scone::server::{self, App, ModelCard};
 use scone::tokenizer::{Tokenizer, train_bpe};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -158,11 +158,11 @@ pub async fn start_with(model: HashModel, max_queue: usize) -> Server {
     let owner = Engine::start(Box::new(model), Config { max_batch_tokens: 24, max_queue }).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let table = TableCard { rows: 1000, bytes: 64_000, dtype: "int8".into() };
     let app = App {
         engine: owner.handle(),
         tokenizer: tokenizer(),
-        card: ModelCard { id: MODEL.into(), created: 1, table: Some(table) },
+        card: ModelCard { id: MODEL.into(), created: 1 },
+        table: None,
         stop_tokens: vec![0],
     };
     let (stop, stopped) = oneshot::channel();
