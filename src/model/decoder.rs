@@ -3,7 +3,7 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::ops::{
-    CachedPiece, Rope, attention, cached_attention, linear, rms_norm, rope, swiglu, write_cache,
+    CachedPiece, Linear, Rope, attention, cached_attention, rms_norm, rope, swiglu, write_cache,
 };
 use super::{Config, KvCache, ModelError};
 
@@ -46,14 +46,14 @@ struct Block {
     head: usize,
     eps: f64,
     attention_norm: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
     ffn_norm: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
 }
 
 impl Decoder {
@@ -70,6 +70,15 @@ impl Decoder {
             rope: Rope::new(config.max_position_embeddings, config.head(), config.rope_theta),
             eps: config.rms_norm_eps,
         })
+    }
+
+    /// The same decoder with its weights fixed, in the form that serves them fastest: for weights that nothing will change.
+    ///
+    /// # Errors
+    /// Where they are being trained.
+    pub fn fixed(self) -> candle_core::Result<Self> {
+        let blocks = self.blocks.into_iter().map(Block::fixed).collect::<candle_core::Result<_>>()?;
+        Ok(Self { blocks, ..self })
     }
 
     /// The last hidden states, before the last norm: `[tokens, d]` for input embeddings `[tokens, d]`.
@@ -111,14 +120,27 @@ impl Block {
             head: config.head(),
             eps: config.rms_norm_eps,
             attention_norm: get("input_layernorm", &[d])?,
-            q: get("self_attn.q_proj", &[q, d])?,
-            k: get("self_attn.k_proj", &[kv, d])?,
-            v: get("self_attn.v_proj", &[kv, d])?,
-            o: get("self_attn.o_proj", &[d, q])?,
+            q: Linear::new(get("self_attn.q_proj", &[q, d])?),
+            k: Linear::new(get("self_attn.k_proj", &[kv, d])?),
+            v: Linear::new(get("self_attn.v_proj", &[kv, d])?),
+            o: Linear::new(get("self_attn.o_proj", &[d, q])?),
             ffn_norm: get("post_attention_layernorm", &[d])?,
-            gate: get("mlp.gate_proj", &[ffn, d])?,
-            up: get("mlp.up_proj", &[ffn, d])?,
-            down: get("mlp.down_proj", &[d, ffn])?,
+            gate: Linear::new(get("mlp.gate_proj", &[ffn, d])?),
+            up: Linear::new(get("mlp.up_proj", &[ffn, d])?),
+            down: Linear::new(get("mlp.down_proj", &[d, ffn])?),
+        })
+    }
+
+    fn fixed(self) -> candle_core::Result<Self> {
+        Ok(Self {
+            q: self.q.fixed()?,
+            k: self.k.fixed()?,
+            v: self.v.fixed()?,
+            o: self.o.fixed()?,
+            gate: self.gate.fixed()?,
+            up: self.up.fixed()?,
+            down: self.down.fixed()?,
+            ..self
         })
     }
 
@@ -131,9 +153,9 @@ impl Block {
         attend: &Attend<'_>,
     ) -> candle_core::Result<Tensor> {
         let h = rms_norm(x, &self.attention_norm, self.eps)?;
-        let q = rope(&linear(&h, &self.q)?, angles, positions)?;
-        let k = rope(&linear(&h, &self.k)?, angles, positions)?;
-        let v = linear(&h, &self.v)?;
+        let q = rope(&self.q.forward(&h)?, angles, positions)?;
+        let k = rope(&self.k.forward(&h)?, angles, positions)?;
+        let v = self.v.forward(&h)?;
         let mixed = match attend {
             Attend::Whole(lengths) => attention(&q, &k, &v, lengths, self.head)?,
             Attend::Cached { cache, pieces } => {
@@ -143,9 +165,9 @@ impl Block {
                 cached_attention(&q, keys, values, pieces, self.head)?
             }
         };
-        let x = (x + linear(&mixed, &self.o)?)?;
+        let x = (x + self.o.forward(&mixed)?)?;
         let h = rms_norm(&x, &self.ffn_norm, self.eps)?;
-        let inner = swiglu(&linear(&h, &self.gate)?, &linear(&h, &self.up)?)?;
-        &x + linear(&inner, &self.down)?
+        let inner = swiglu(&self.gate.forward(&h)?, &self.up.forward(&h)?)?;
+        &x + self.down.forward(&inner)?
     }
 }

@@ -66,6 +66,14 @@ impl FgramModel {
         Ok(Self { decoder, gain })
     }
 
+    /// The same model with its weights [fixed](Decoder::fixed).
+    ///
+    /// # Errors
+    /// Where they are being trained.
+    pub fn fixed(self) -> candle_core::Result<Self> {
+        Ok(Self { decoder: self.decoder.fixed()?, ..self })
+    }
+
     /// The embeddings `[f-grams, d]` of f-grams, given the token embedding `T` `[vocabulary, d]`. Differentiable in
     /// `T` as well.
     ///

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use rand::{Rng, RngExt, SeedableRng};
 
+use super::linear::linear;
 use super::*;
 
 fn random(rng: &mut impl Rng, shape: (usize, usize)) -> Tensor {
