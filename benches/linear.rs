@@ -130,7 +130,9 @@ fn row_dots(x: &[f32], w: &[f32], k: usize) -> Vec<f32> {
 fn main() {
     let peak = peak();
     println!("{} threads, peak {:.0} GFLOP/s\n", rayon::current_num_threads(), peak / 1e9);
-    println!("| m | k | n | panels GFLOP/s | of peak | gemm | row-dots | panels / gemm | panels / row-dots |");
+    println!(
+        "| m | k | n | panels GFLOP/s | of peak | gemm | row-dots | panels / gemm | panels / row-dots |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|");
     for (k, n) in [(128, 384), (128, 8192), (576, 1536), (1024, 1024), (2048, 2048)] {
         let copies = (if k == 128 { 4 << 20 } else { 128 << 20 } / (k * n * 4)).max(1);

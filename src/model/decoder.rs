@@ -3,17 +3,32 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::ops::{
-    CachedPiece, Linear, Rope, attention, cached_attention, rms_norm, rope, swiglu, write_cache,
+    CachedPiece, Linear, Rope, add, attention, cached_attention, rms_norm, rope, swiglu, tree_attention,
+    write_cache,
 };
 use super::{Config, KvCache, ModelError};
 
 /// Gives the parameter of a name and shape: from a file, or made and remembered by the trainer.
 pub type GetParameter<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor, ModelError> + 'a;
 
+/// Rows that pass through a feed-forward layer at a time, outside of training: what they make in it stays in cache.
+const ROWS: usize = 1024;
+
+/// Short sequences that share their beginnings, each token there once.
+#[derive(Clone, Debug, Default)]
+pub struct Tree {
+    /// By row: the row of the token before it, an earlier one; the row itself where a sequence begins.
+    pub parents: Vec<u32>,
+    /// By row: how many tokens are before it.
+    pub positions: Vec<u32>,
+}
+
 /// What the tokens of a ragged batch attend to.
 pub enum Attend<'a> {
     /// All of their own sequence up to themselves: the batch holds whole sequences of these lengths. Differentiable.
     Whole(Arc<Vec<usize>>),
+    /// Themselves and what is before them in a tree of sequences. Not differentiable.
+    Tree(&'a Tree),
     /// The cached past of their sequence as well, to which their keys and values are added.
     Cached {
         /// Where keys and values are.
@@ -27,6 +42,7 @@ impl Attend<'_> {
     fn positions(&self) -> Vec<u32> {
         match self {
             Self::Whole(lengths) => lengths.iter().flat_map(|&n| 0..n as u32).collect(),
+            Self::Tree(tree) => tree.positions.clone(),
             Self::Cached { pieces, .. } => {
                 pieces.iter().flat_map(|p| p.past as u32..(p.past + p.new) as u32).collect()
             }
@@ -72,7 +88,8 @@ impl Decoder {
         })
     }
 
-    /// The same decoder with its weights fixed, in the form that serves them fastest: for weights that nothing will change.
+    /// The same decoder with its weights fixed, in the form that serves them fastest: for weights that nothing will
+    /// change.
     ///
     /// # Errors
     /// Where they are being trained.
@@ -158,6 +175,7 @@ impl Block {
         let v = self.v.forward(&h)?;
         let mixed = match attend {
             Attend::Whole(lengths) => attention(&q, &k, &v, lengths, self.head)?,
+            Attend::Tree(tree) => tree_attention(&q, &k, &v, &tree.parents, self.head)?,
             Attend::Cached { cache, pieces } => {
                 let (keys, values) = &cache.layers[layer];
                 write_cache(keys, &k, pieces)?;
@@ -165,9 +183,19 @@ impl Block {
                 cached_attention(&q, keys, values, pieces, self.head)?
             }
         };
-        let x = (x + self.o.forward(&mixed)?)?;
-        let h = rms_norm(&x, &self.ffn_norm, self.eps)?;
+        let x = add(x, &self.o.forward(&mixed)?)?;
+        let tokens = x.dim(0)?;
+        if tokens <= ROWS || x.track_op() {
+            return self.feed_forward(&x);
+        }
+        let parts = (0..tokens).step_by(ROWS);
+        let parts = parts.map(|from| self.feed_forward(&x.narrow(0, from, ROWS.min(tokens - from))?));
+        Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)
+    }
+
+    fn feed_forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let h = rms_norm(x, &self.ffn_norm, self.eps)?;
         let inner = swiglu(&self.gate.forward(&h)?, &self.up.forward(&h)?)?;
-        &x + self.down.forward(&inner)?
+        add(x, &self.down.forward(&inner)?)
     }
 }

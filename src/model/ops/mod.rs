@@ -5,6 +5,7 @@
 //! `[tokens, features]`; the tests hold it against candle's composed ops and against finite differences. A device
 //! other than the CPU gets candle's "no implementation" error until the op has a kernel there.
 
+mod add;
 mod attention;
 mod cached_attention;
 mod cross_entropy;
@@ -19,7 +20,9 @@ mod slices;
 mod swiglu;
 #[cfg(test)]
 mod tests;
+mod tree_attention;
 
+pub use add::add;
 pub use attention::attention;
 pub use cached_attention::{CachedPiece, cached_attention, write_cache};
 pub use cross_entropy::cross_entropy;
@@ -28,5 +31,6 @@ pub use rms_norm::rms_norm;
 pub use rope::{Rope, rope};
 pub use rows::{overwrite_rows, take_rows, take_rows_of_two};
 pub use swiglu::swiglu;
+pub use tree_attention::tree_attention;
 
 pub(crate) use slices::contiguous_mut;

@@ -37,13 +37,15 @@ impl Panels {
         assert_eq!(weight.len(), outputs * inputs, "a weight of another shape");
         let mut steps = vec![Step::zeroed(); outputs.div_ceil(WIDTH) * inputs];
         if inputs > 0 {
-            steps.par_chunks_mut(inputs).zip(weight.par_chunks(WIDTH * inputs)).for_each(|(panel, weight)| {
-                for (output, weight) in weight.chunks_exact(inputs).enumerate() {
-                    for (step, &w) in panel.iter_mut().zip(weight) {
-                        step.0[output] = w;
+            steps.par_chunks_mut(inputs).zip(weight.par_chunks(WIDTH * inputs)).for_each(
+                |(panel, weight)| {
+                    for (output, weight) in weight.chunks_exact(inputs).enumerate() {
+                        for (step, &w) in panel.iter_mut().zip(weight) {
+                            step.0[output] = w;
+                        }
                     }
-                }
-            });
+                },
+            );
         }
         Self { steps, inputs, outputs }
     }
@@ -64,16 +66,17 @@ impl Panels {
         let rows = x.len() / self.inputs;
         let mut y = vec![0f32; rows * self.outputs];
         let threads = rayon::current_num_threads();
+        let panels = self.outputs.div_ceil(WIDTH);
         if threads == 1 || (rows + 8) * self.outputs * self.inputs < PARALLEL_FROM {
             self.multiply(x, &self.steps, y.chunks_mut(self.outputs).collect());
-        } else if rows >= threads * ROWS_A_THREAD {
+        } else if rows >= threads * ROWS_A_THREAD || panels < threads {
             let task = rows.div_ceil(threads).min(TASK_ROWS);
             y.par_chunks_mut(task * self.outputs)
                 .zip(x.par_chunks(task * self.inputs))
                 .for_each(|(y, x)| self.multiply(x, &self.steps, y.chunks_mut(self.outputs).collect()));
         } else {
             // Every thread reads its part of the weight and no other.
-            let panels = self.outputs.div_ceil(WIDTH).div_ceil(threads);
+            let panels = panels.div_ceil(threads);
             let mut parts: Vec<Vec<&mut [f32]>> = Vec::new();
             parts.resize_with(threads, || Vec::with_capacity(rows));
             for y in y.chunks_mut(self.outputs) {
@@ -138,6 +141,7 @@ impl Product<'_> {
         let tall = rows.div_ceil(rows.div_ceil(most_rows));
         // Few rows need several panels at once, or there were not enough sums to hide the latency of an FMA.
         let together = match rows {
+            _ if rows > tall => 1,
             1 => 4,
             2 | 3 => 2,
             _ => 1,
@@ -180,8 +184,7 @@ impl Product<'_> {
         let width = V * S::F32_LANES;
         let column = |p: usize| (at.panel + p) * WIDTH + at.register * S::F32_LANES;
         let len = at.to - at.from;
-        let xs: [&[f32]; M] =
-            std::array::from_fn(|i| &self.x[(at.row + i) * self.inputs + at.from..][..len]);
+        let xs: [&[f32]; M] = std::array::from_fn(|i| &self.x[(at.row + i) * self.inputs + at.from..][..len]);
         let panels: [&[Step]; P] =
             std::array::from_fn(|p| &self.steps[(at.panel + p) * self.inputs + at.from..][..len]);
         let mut sums = [[[simd.splat_f32s(0.0); V]; P]; M];
@@ -217,6 +220,91 @@ impl Product<'_> {
                 let n = y.len().min(width);
                 y[..n].copy_from_slice(&values[..n]);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use proptest::prelude::*;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+
+    fn random(len: usize, seed: u64) -> Vec<f32> {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+        (0..len).map(|_| rng.random::<f32>() * 2.0 - 1.0).collect()
+    }
+
+    /// In f64, one output after the other; and the sum of magnitudes, which rounding is relative to.
+    fn naive(x: &[f32], w: &[f32], k: usize) -> Vec<(f64, f64)> {
+        let products = |x: &[f32], w: &[f32]| -> Vec<f64> {
+            x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).collect()
+        };
+        let outputs = x.chunks_exact(k).flat_map(|x| w.chunks_exact(k).map(move |w| products(x, w)));
+        outputs.map(|p| (p.iter().sum(), p.iter().map(|p| p.abs()).sum())).collect()
+    }
+
+    fn assert_close(y: &[f32], expected: &[(f64, f64)], what: &str) {
+        assert_eq!(y.len(), expected.len());
+        for (i, (&y, &(expected, size))) in y.iter().zip(expected).enumerate() {
+            let bound = 1e-5 * size.max(1e-3);
+            assert!((f64::from(y) - expected).abs() <= bound, "{what}: output {i} is {y}, not {expected}");
+        }
+    }
+
+    /// The product by one kind of SIMD, on one thread.
+    fn by<S: Simd>(simd: S, panels: &Panels, x: &[f32]) -> Vec<f32> {
+        let mut y = vec![0f32; x.len() / panels.inputs * panels.outputs];
+        let rows = y.chunks_mut(panels.outputs).collect();
+        simd.vectorize(Product { x, steps: &panels.steps, inputs: panels.inputs, y: rows });
+        y
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn products_equal_the_naive_ones_and_do_not_depend_on_the_batch(
+            m in 1usize..80, k in 1usize..150, n in 1usize..200, seed: u64,
+        ) {
+            let (x, w) = (random(m * k, seed), random(n * k, !seed));
+            let panels = Panels::new(&w, n, k);
+            let y = panels.product(&x);
+            let expected = naive(&x, &w, k);
+            assert_close(&y, &expected, "product");
+            for (row, y) in y.chunks_exact(n).enumerate() {
+                let alone = panels.product(&x[row * k..][..k]);
+                prop_assert!(alone == y, "row {row} differs alone");
+            }
+            assert_close(&by(pulp::Scalar::new(), &panels, &x), &expected, "scalar");
+            #[cfg(target_arch = "x86_64")]
+            {
+                if let Some(simd) = pulp::x86::V3::try_new() {
+                    assert_close(&by(simd, &panels, &x), &expected, "AVX2");
+                }
+                if let Some(simd) = pulp::x86::V4::try_new() {
+                    assert_close(&by(simd, &panels, &x), &expected, "AVX-512");
+                }
+            }
+        }
+    }
+
+    /// Several blocks of inputs, and enough work for both ways to share it between threads.
+    #[test]
+    fn blocks_and_threads_change_nothing() {
+        let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
+        for (m, k, n) in [(1, 2 * BLOCK + 3, 700), (5, BLOCK + 1, 333), (40, 129, 1000), (600, 70, 100)] {
+            let (x, w) = (random(m * k, 1), random(n * k, 2));
+            let panels = Panels::new(&w, n, k);
+            let one = pool(1).install(|| panels.product(&x));
+            assert_close(&one, &naive(&x, &w, k), "one thread");
+            for threads in [2, 3, 64] {
+                assert!(pool(threads).install(|| panels.product(&x)) == one, "{threads} threads differ");
+            }
+            let alone = pool(2).install(|| panels.product(&x[(m - 1) * k..]));
+            assert!(alone == one[(m - 1) * n..], "the last row differs alone");
         }
     }
 }
