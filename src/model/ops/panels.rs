@@ -189,13 +189,13 @@ impl Product<'_> {
             std::array::from_fn(|p| &self.steps[(at.panel + p) * self.inputs + at.from..][..len]);
         let mut sums = [[[simd.splat_f32s(0.0); V]; P]; M];
         if at.from > 0 {
-            for i in 0..M {
-                for p in 0..P {
+            for (i, sums) in sums.iter_mut().enumerate() {
+                for (p, sums) in sums.iter_mut().enumerate() {
                     let mut buffer = [0f32; WIDTH];
                     let y = self.y[at.row + i].get(column(p)..).unwrap_or_default();
                     let n = y.len().min(width);
                     buffer[..n].copy_from_slice(&y[..n]);
-                    sums[i][p].copy_from_slice(&S::as_simd_f32s(&buffer).0[..V]);
+                    sums.copy_from_slice(&S::as_simd_f32s(&buffer).0[..V]);
                 }
             }
         }
@@ -213,9 +213,9 @@ impl Product<'_> {
                 }
             }
         }
-        for i in 0..M {
-            for p in 0..P {
-                let values: &[f32] = bytemuck::cast_slice(&sums[i][p]);
+        for (i, sums) in sums.iter().enumerate() {
+            for (p, sums) in sums.iter().enumerate() {
+                let values: &[f32] = bytemuck::cast_slice(sums);
                 let y = self.y[at.row + i].get_mut(column(p)..).unwrap_or_default();
                 let n = y.len().min(width);
                 y[..n].copy_from_slice(&values[..n]);
