@@ -1,5 +1,7 @@
 //! A weight laid out for its products: panels of outputs, side by side for each input.
 
+use std::mem::MaybeUninit;
+
 use bytemuck::{Pod, Zeroable};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -64,16 +66,19 @@ impl Panels {
             return Vec::new();
         }
         let rows = x.len() / self.inputs;
-        let mut y = vec![0f32; rows * self.outputs];
         let threads = rayon::current_num_threads();
         let panels = self.outputs.div_ceil(WIDTH);
-        if threads == 1 || (rows + 8) * self.outputs * self.inputs < PARALLEL_FROM {
-            self.multiply(x, &self.steps, y.chunks_mut(self.outputs).collect());
-        } else if rows >= threads * ROWS_A_THREAD || panels < threads {
+        let small = threads == 1 || (rows + 8) * self.outputs * self.inputs < PARALLEL_FROM;
+        if !small && (rows >= threads * ROWS_A_THREAD || panels < threads) {
             let task = rows.div_ceil(threads).min(TASK_ROWS);
-            y.par_chunks_mut(task * self.outputs)
-                .zip(x.par_chunks(task * self.inputs))
-                .for_each(|(y, x)| self.multiply(x, &self.steps, y.chunks_mut(self.outputs).collect()));
+            return zeros(rows * self.outputs, task * self.outputs, |i, y| {
+                let x = &x[i * task * self.inputs..][..y.len() / self.outputs * self.inputs];
+                self.multiply(x, &self.steps, y.chunks_mut(self.outputs).collect());
+            });
+        }
+        let mut y = vec![0f32; rows * self.outputs];
+        if small {
+            self.multiply(x, &self.steps, y.chunks_mut(self.outputs).collect());
         } else {
             // Every thread reads its part of the weight and no other.
             let panels = panels.div_ceil(threads);
@@ -95,6 +100,21 @@ impl Panels {
     fn multiply(&self, x: &[f32], steps: &[Step], y: Vec<&mut [f32]>) {
         Arch::new().dispatch(Product { x, steps, inputs: self.inputs, y });
     }
+}
+
+/// A vector that tasks fill part by part, each of `part` numbers but the last; a task gets its number and its part, zeroed.
+/// Zeroing the whole first would take one thread's time, and the part would have left its cache by its turn.
+fn zeros(len: usize, part: usize, task: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let mut room = Vec::with_capacity(len);
+    room.spare_capacity_mut()[..len].par_chunks_mut(part).enumerate().for_each(|(i, room)| {
+        room.fill(MaybeUninit::new(0.0));
+        // SAFETY: the line above has set every element of this part, and `MaybeUninit<f32>` lies in memory as `f32`.
+        let room = unsafe { &mut *(std::ptr::from_mut(room) as *mut [f32]) };
+        task(i, room);
+    });
+    // SAFETY: the parts cover the first `len` elements, which the capacity holds, and each part has been set.
+    unsafe { room.set_len(len) };
+    room
 }
 
 /// Rows of `x` times some panels, into the columns `y` of each row.
@@ -288,6 +308,15 @@ mod tests {
                     assert_close(&by(simd, &panels, &x), &expected, "AVX-512");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn zeros_are_set_whatever_the_parts() {
+        for (len, part) in [(0, 3), (1, 1), (10, 3), (12, 3), (5, 100)] {
+            let y = zeros(len, part, |i, y| y.iter_mut().for_each(|y| *y += 1.0 + i as f32));
+            let expected: Vec<f32> = (0..len).map(|j| 1.0 + (j / part) as f32).collect();
+            assert_eq!(y, expected);
         }
     }
 
