@@ -3,17 +3,32 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::ops::{
-    CachedPiece, Rope, attention, cached_attention, linear, rms_norm, rope, swiglu, write_cache,
+    CachedPiece, Linear, Rope, add, attention, cached_attention, rms_norm, rope, swiglu, tree_attention,
+    write_cache,
 };
 use super::{Config, KvCache, ModelError};
 
 /// Gives the parameter of a name and shape: from a file, or made and remembered by the trainer.
 pub type GetParameter<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor, ModelError> + 'a;
 
+/// Rows that pass through a feed-forward layer at a time, outside of training: what they make in it stays in cache.
+const ROWS: usize = 1024;
+
+/// Short sequences that share their beginnings, each token there once.
+#[derive(Clone, Debug, Default)]
+pub struct Tree {
+    /// By row: the row of the token before it, an earlier one; the row itself where a sequence begins.
+    pub parents: Vec<u32>,
+    /// By row: how many tokens are before it.
+    pub positions: Vec<u32>,
+}
+
 /// What the tokens of a ragged batch attend to.
 pub enum Attend<'a> {
     /// All of their own sequence up to themselves: the batch holds whole sequences of these lengths. Differentiable.
     Whole(Arc<Vec<usize>>),
+    /// Themselves and what is before them in a tree of sequences. Not differentiable.
+    Tree(&'a Tree),
     /// The cached past of their sequence as well, to which their keys and values are added.
     Cached {
         /// Where keys and values are.
@@ -27,6 +42,7 @@ impl Attend<'_> {
     fn positions(&self) -> Vec<u32> {
         match self {
             Self::Whole(lengths) => lengths.iter().flat_map(|&n| 0..n as u32).collect(),
+            Self::Tree(tree) => tree.positions.clone(),
             Self::Cached { pieces, .. } => {
                 pieces.iter().flat_map(|p| p.past as u32..(p.past + p.new) as u32).collect()
             }
@@ -46,14 +62,14 @@ struct Block {
     head: usize,
     eps: f64,
     attention_norm: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
     ffn_norm: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
 }
 
 impl Decoder {
@@ -70,6 +86,16 @@ impl Decoder {
             rope: Rope::new(config.max_position_embeddings, config.head(), config.rope_theta),
             eps: config.rms_norm_eps,
         })
+    }
+
+    /// The same decoder with its weights fixed, in the form that serves them fastest: for weights that nothing will
+    /// change.
+    ///
+    /// # Errors
+    /// Where they are being trained.
+    pub fn fixed(self) -> candle_core::Result<Self> {
+        let blocks = self.blocks.into_iter().map(Block::fixed).collect::<candle_core::Result<_>>()?;
+        Ok(Self { blocks, ..self })
     }
 
     /// The last hidden states, before the last norm: `[tokens, d]` for input embeddings `[tokens, d]`.
@@ -111,14 +137,27 @@ impl Block {
             head: config.head(),
             eps: config.rms_norm_eps,
             attention_norm: get("input_layernorm", &[d])?,
-            q: get("self_attn.q_proj", &[q, d])?,
-            k: get("self_attn.k_proj", &[kv, d])?,
-            v: get("self_attn.v_proj", &[kv, d])?,
-            o: get("self_attn.o_proj", &[d, q])?,
+            q: Linear::new(get("self_attn.q_proj", &[q, d])?),
+            k: Linear::new(get("self_attn.k_proj", &[kv, d])?),
+            v: Linear::new(get("self_attn.v_proj", &[kv, d])?),
+            o: Linear::new(get("self_attn.o_proj", &[d, q])?),
             ffn_norm: get("post_attention_layernorm", &[d])?,
-            gate: get("mlp.gate_proj", &[ffn, d])?,
-            up: get("mlp.up_proj", &[ffn, d])?,
-            down: get("mlp.down_proj", &[d, ffn])?,
+            gate: Linear::new(get("mlp.gate_proj", &[ffn, d])?),
+            up: Linear::new(get("mlp.up_proj", &[ffn, d])?),
+            down: Linear::new(get("mlp.down_proj", &[d, ffn])?),
+        })
+    }
+
+    fn fixed(self) -> candle_core::Result<Self> {
+        Ok(Self {
+            q: self.q.fixed()?,
+            k: self.k.fixed()?,
+            v: self.v.fixed()?,
+            o: self.o.fixed()?,
+            gate: self.gate.fixed()?,
+            up: self.up.fixed()?,
+            down: self.down.fixed()?,
+            ..self
         })
     }
 
@@ -131,11 +170,12 @@ impl Block {
         attend: &Attend<'_>,
     ) -> candle_core::Result<Tensor> {
         let h = rms_norm(x, &self.attention_norm, self.eps)?;
-        let q = rope(&linear(&h, &self.q)?, angles, positions)?;
-        let k = rope(&linear(&h, &self.k)?, angles, positions)?;
-        let v = linear(&h, &self.v)?;
+        let q = rope(&self.q.forward(&h)?, angles, positions)?;
+        let k = rope(&self.k.forward(&h)?, angles, positions)?;
+        let v = self.v.forward(&h)?;
         let mixed = match attend {
             Attend::Whole(lengths) => attention(&q, &k, &v, lengths, self.head)?,
+            Attend::Tree(tree) => tree_attention(&q, &k, &v, &tree.parents, self.head)?,
             Attend::Cached { cache, pieces } => {
                 let (keys, values) = &cache.layers[layer];
                 write_cache(keys, &k, pieces)?;
@@ -143,9 +183,19 @@ impl Block {
                 cached_attention(&q, keys, values, pieces, self.head)?
             }
         };
-        let x = (x + linear(&mixed, &self.o)?)?;
-        let h = rms_norm(&x, &self.ffn_norm, self.eps)?;
-        let inner = swiglu(&linear(&h, &self.gate)?, &linear(&h, &self.up)?)?;
-        &x + linear(&inner, &self.down)?
+        let x = add(x, &self.o.forward(&mixed)?)?;
+        let tokens = x.dim(0)?;
+        if tokens <= ROWS || x.track_op() {
+            return self.feed_forward(&x);
+        }
+        let parts = (0..tokens).step_by(ROWS);
+        let parts = parts.map(|from| self.feed_forward(&x.narrow(0, from, ROWS.min(tokens - from))?));
+        Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)
+    }
+
+    fn feed_forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let h = rms_norm(x, &self.ffn_norm, self.eps)?;
+        let inner = swiglu(&self.gate.forward(&h)?, &self.up.forward(&h)?)?;
+        add(x, &self.down.forward(&inner)?)
     }
 }

@@ -148,13 +148,14 @@ impl ModelDirectory {
         self.weights.get("model.embed_tokens.weight", &shape, device)
     }
 
-    /// The f-gram model in `fgram_model/`, in f32.
+    /// The f-gram model in `fgram_model/`, in f32, its weights [fixed](FgramModel::fixed).
     ///
     /// # Errors
     /// Where there is none, or it is not of the main model's width.
     pub fn fgram_model(&self, device: &Device) -> Result<FgramModel, ModelError> {
         let (config, weights) = self.fgram_files()?;
-        FgramModel::new(&config, &mut |name, shape| weights.get(name, shape, device))
+        let model = FgramModel::new(&config, &mut |name, shape| weights.get(name, shape, device))?;
+        Ok(model.fixed()?)
     }
 
     fn fgram_files(&self) -> Result<(FgramConfig, Weights), ModelError> {

@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use hashbrown::HashMap;
 
 use super::decoder::GetParameter;
-use super::ops::take_rows;
-use super::{Attend, Decoder, FgramConfig, ModelError};
+use super::ops::{add, take_rows};
+use super::{Attend, Decoder, FgramConfig, ModelError, Tree};
 
 /// F-grams laid end to end, as the f-gram model reads them.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +40,37 @@ impl Grams {
     pub fn get(&self, i: usize) -> &[u32] {
         &self.tokens[self.starts[i]..][..self.lengths[i]]
     }
+
+    /// The row of each f-gram's last token, laid end to end.
+    fn ends(&self) -> Vec<u32> {
+        let mut end = 0;
+        let ends = self.lengths.iter().map(|&n| {
+            end += n as u32;
+            end - 1
+        });
+        ends.collect()
+    }
+
+    /// Their tree: its tokens by row, and the row of each f-gram's last token.
+    fn tree(&self) -> (Tree, Vec<u32>, Vec<u32>) {
+        let (mut tree, mut tokens) = (Tree::default(), Vec::new());
+        let mut rows = HashMap::<(Option<u32>, u32), u32>::new();
+        let ends = (0..self.len()).map(|i| {
+            let mut end = None;
+            for (position, &token) in self.get(i).iter().enumerate() {
+                end = Some(*rows.entry((end, token)).or_insert_with(|| {
+                    let row = tokens.len() as u32;
+                    tokens.push(token);
+                    tree.parents.push(end.unwrap_or(row));
+                    tree.positions.push(position as u32);
+                    row
+                }));
+            }
+            end.unwrap_or_default()
+        });
+        let ends = ends.collect();
+        (tree, tokens, ends)
+    }
 }
 
 /// `A_f`: a transformer of the main model's width that reads the token embeddings of ONE f-gram, at positions 0..n-1
@@ -49,6 +81,7 @@ impl Grams {
 pub struct FgramModel {
     decoder: Decoder,
     gain: Option<Tensor>,
+    fixed: bool,
 }
 
 impl FgramModel {
@@ -63,26 +96,36 @@ impl FgramModel {
         } else {
             None
         };
-        Ok(Self { decoder, gain })
+        Ok(Self { decoder, gain, fixed: false })
+    }
+
+    /// The same model with its weights [fixed](Decoder::fixed).
+    ///
+    /// # Errors
+    /// Where they are being trained.
+    pub fn fixed(self) -> candle_core::Result<Self> {
+        Ok(Self { decoder: self.decoder.fixed()?, fixed: true, ..self })
     }
 
     /// The embeddings `[f-grams, d]` of f-grams, given the token embedding `T` `[vocabulary, d]`. Differentiable in
-    /// `T` as well.
+    /// `T` as well, unless the weights are fixed: then what f-grams share at their beginnings is computed once.
     ///
     /// # Errors
     /// Where a token is beyond `T`.
     pub fn embed(&self, token_embedding: &Tensor, grams: &Grams) -> candle_core::Result<Tensor> {
-        let x = take_rows(token_embedding, &Arc::new(grams.tokens.clone()))?;
-        let h = self.decoder.forward(&x, &Attend::Whole(Arc::new(grams.lengths.clone())))?;
-        let mut end = 0;
-        let last = grams.lengths.iter().map(|&n| {
-            end += n as u32;
-            end - 1
-        });
-        let last = Arc::new(last.collect::<Vec<_>>());
+        let (x, h, last) = if self.fixed {
+            let (tree, tokens, ends) = grams.tree();
+            let x = take_rows(token_embedding, &Arc::new(tokens))?;
+            let h = self.decoder.forward(&x, &Attend::Tree(&tree))?;
+            (x, h, Arc::new(ends))
+        } else {
+            let x = take_rows(token_embedding, &Arc::new(grams.tokens.clone()))?;
+            let h = self.decoder.forward(&x, &Attend::Whole(Arc::new(grams.lengths.clone())))?;
+            (x, h, Arc::new(grams.ends()))
+        };
         let h = take_rows(&h, &last)?;
         match &self.gain {
-            Some(gain) => take_rows(&x, &last)? + self.decoder.norm_with_gain(&h, gain)?,
+            Some(gain) => add(&take_rows(&x, &last)?, &self.decoder.norm_with_gain(&h, gain)?),
             None => self.decoder.norm(&h),
         }
     }

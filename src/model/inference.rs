@@ -2,7 +2,7 @@ use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
 use super::decoder::GetParameter;
-use super::ops::{CachedPiece, linear, take_rows};
+use super::ops::{CachedPiece, Linear, take_rows};
 use super::{Attend, Config, Decoder, Embedding, Fgrams, KvCache, ModelError, Piece, Wanted};
 
 /// The main model without its input embedding: decoder and head.
@@ -33,23 +33,26 @@ impl MainModel {
 /// A model that serves: embedding, decoder, head, and the KV cache of its sequences.
 pub struct Model {
     config: Config,
-    main: MainModel,
+    decoder: Decoder,
+    head: Linear,
     embedding: Embedding,
     cache: Option<KvCache>,
     device: Device,
 }
 
 impl Model {
-    /// Puts a model together. `slots` sequences can be served at a time; with none, only [`Model::score`] works.
+    /// Puts a model together and fixes its weights. `slots` sequences can be served at a time; with none, only
+    /// [`Model::score`] works.
     ///
     /// # Errors
-    /// Where the device has not enough memory.
+    /// Where the device has not enough memory, or the weights are being trained.
     pub fn new(config: Config, main: MainModel, fgrams: Fgrams, slots: usize) -> Result<Self, ModelError> {
         let device = main.head.device().clone();
         let context = config.max_position_embeddings;
         let cache = if slots > 0 { Some(KvCache::new(&config, slots, context, &device)?) } else { None };
-        let embedding = Embedding::new(main.token_embedding.clone(), fgrams);
-        Ok(Self { config, main, embedding, cache, device })
+        let embedding = Embedding::new(main.token_embedding, fgrams);
+        let (decoder, head) = (main.decoder.fixed()?, Linear::new(main.head).fixed()?);
+        Ok(Self { config, decoder, head, embedding, cache, device })
     }
 
     /// Its shape.
@@ -72,9 +75,11 @@ impl Model {
         &self.device
     }
 
-    /// Bytes of the weights as they are held.
+    /// Bytes of the weights as they are held: a head that is the token embedding is held twice, by rows for the input
+    /// and in panels for the output.
     pub fn weight_bytes(&self) -> usize {
-        self.config.parameters() * size_of::<f32>()
+        let tied = if self.config.tie_word_embeddings { self.config.vocab_size } else { 0 };
+        (self.config.parameters() + tied * self.config.hidden_size) * size_of::<f32>()
     }
 
     /// One step over a ragged batch: writes the new tokens' keys and values and returns the wanted logits
@@ -89,7 +94,7 @@ impl Model {
         let cached: Vec<CachedPiece> =
             pieces.iter().map(|p| CachedPiece { slot: p.slot, past: p.past, new: p.new_tokens() }).collect();
         let x = self.embedding.embed(pieces)?;
-        let h = self.main.decoder.forward(&x, &Attend::Cached { cache, pieces: &cached })?;
+        let h = self.decoder.forward(&x, &Attend::Cached { cache, pieces: &cached })?;
         let mut wanted = Vec::new();
         let mut at = 0u32;
         for (piece, cached) in pieces.iter().zip(&cached) {
@@ -105,7 +110,7 @@ impl Model {
             return Ok(Tensor::zeros((0, self.config.vocab_size), candle_core::DType::F32, &self.device)?);
         }
         let h = if wanted.len() == at as usize { h } else { take_rows(&h, &Arc::new(wanted))? };
-        Ok(linear(&self.main.decoder.norm(&h)?, &self.main.head)?)
+        Ok(self.head.forward(&self.decoder.norm(&h)?)?)
     }
 
     /// The logits `[tokens, vocabulary]` of whole sequences, without the cache.
@@ -117,7 +122,7 @@ impl Model {
             sequences.iter().map(|tokens| Piece { slot: 0, tokens, past: 0, wanted: Wanted::All }).collect();
         let lengths = sequences.iter().map(|tokens| tokens.len()).collect();
         let x = self.embedding.embed(&pieces)?;
-        let h = self.main.decoder.forward(&x, &Attend::Whole(Arc::new(lengths)))?;
-        Ok(linear(&self.main.decoder.norm(&h)?, &self.main.head)?)
+        let h = self.decoder.forward(&x, &Attend::Whole(Arc::new(lengths)))?;
+        Ok(self.head.forward(&self.decoder.norm(&h)?)?)
     }
 }

@@ -19,7 +19,7 @@ mod rows;
 mod weights;
 
 pub use config::{Config, FgramConfig};
-pub use decoder::{Attend, Decoder, GetParameter};
+pub use decoder::{Attend, Decoder, GetParameter, Tree};
 pub use directory::{ModelDirectory, SconeConfig};
 pub use embedding::{Embedding, Fgrams};
 pub use error::ModelError;

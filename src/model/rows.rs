@@ -9,12 +9,12 @@ use candle_core::Device;
 use serde::Serialize;
 
 use super::embedding::rows_of;
-use super::{FgramModel, ModelDirectory, ModelError};
-use crate::fgram::{FgramSet, Index};
+use super::{ModelDirectory, ModelError};
+use crate::fgram::FgramSet;
 use crate::table::{Contents, RowFormat, RowType, Table, TableWriter};
 
-/// F-grams embedded at a time: enough to fill matrix products, few enough to stay in cache.
-const CHUNK: usize = 2048;
+/// F-grams embedded at a time: the more there are, the more of them begin alike.
+const CHUNK: usize = 8192;
 
 /// Which rows of a table to build, of how many parts: `index` of `count`, from 1 on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,30 +68,18 @@ pub fn build_table(
     };
     progress(writer.rows() as u64);
     let left: Vec<u32> = (ranks.start + writer.rows()..ranks.end).map(|rank| rank as u32).collect();
+    // A chunk is encoded and written while the next is computed.
+    let mut ready = Vec::new();
     for chunk in left.chunks(CHUNK) {
-        writer.push(&rows_by_length(set.index(), &model, &tokens, chunk, format.dim)?)?;
-        progress(chunk.len() as u64);
+        let (written, rows) =
+            rayon::join(|| writer.push(&ready), || rows_of(set.index(), &model, &tokens, chunk));
+        written?;
+        progress((ready.len() / format.dim) as u64);
+        ready = rows?;
     }
+    writer.push(&ready)?;
+    progress((ready.len() / format.dim) as u64);
     Ok(writer.finish()?)
-}
-
-/// The rows of `ranks`, in their order, computed with f-grams of one length side by side.
-fn rows_by_length(
-    index: Index<'_>,
-    model: &FgramModel,
-    tokens: &candle_core::Tensor,
-    ranks: &[u32],
-    dim: usize,
-) -> Result<Vec<f32>, ModelError> {
-    let mut order: Vec<usize> = (0..ranks.len()).collect();
-    order.sort_by_cached_key(|&i| index.tokens(ranks[i]).map_or(0, |gram| gram.len()));
-    let sorted: Vec<u32> = order.iter().map(|&i| ranks[i]).collect();
-    let computed = rows_of(index, model, tokens, &sorted)?;
-    let mut rows = vec![0f32; computed.len()];
-    for (row, &i) in computed.chunks_exact(dim).zip(&order) {
-        rows[i * dim..][..dim].copy_from_slice(row);
-    }
-    Ok(rows)
 }
 
 /// What [`check_rows`] found.
@@ -121,7 +109,7 @@ pub fn check_rows(
     let ranks: Vec<u32> = (0..rows).map(|i| (i as u64 * len as u64 / rows as u64) as u32).collect();
     let mut max_difference = 0f32;
     for chunk in ranks.chunks(CHUNK) {
-        let computed = rows_by_length(table.index(), &model, &tokens, chunk, dim)?;
+        let computed = rows_of(table.index(), &model, &tokens, chunk)?;
         let mut stored = vec![0f32; computed.len()];
         table.gather(chunk, &mut stored)?;
         for ((&rank, computed), stored) in

@@ -1,24 +1,85 @@
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
-use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::gemm::{self, Matrix};
+use super::panels::Panels;
 use super::slices::{contiguous, elements, output};
 
-/// `x * weight^T`: `x` is `[tokens, in]`, `weight` `[out, in]` as Hugging Face stores it.
+/// The weight `[outputs, inputs]` of a linear layer, as Hugging Face stores it.
 ///
-/// A weight that is being trained goes through the gemm crate, the fastest for large batches. A fixed weight goes
-/// through row-dots whose order of summation does not depend on the batch, so that what is served for one sequence
-/// is the same, bit for bit, whatever runs beside it.
-pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    x.apply_op2(weight, Linear { trained: weight.track_op() })
+/// A weight that is being trained goes through the gemm crate. A fixed one goes through [`Panels`], whose order of
+/// summation does not depend on the batch, so that what is served for one sequence is the same, bit for bit, whatever
+/// runs beside it.
+pub struct Linear(Form);
+
+enum Form {
+    /// As it came. A trainer may change it in place, so its panels are made anew for each product.
+    Tensor(Tensor),
+    /// For good: the panels are all that is kept.
+    Panels(Panels),
 }
 
-struct Linear {
+impl Linear {
+    /// A weight that may still change.
+    pub fn new(weight: Tensor) -> Self {
+        Self(Form::Tensor(weight))
+    }
+
+    /// The same weight for good, with its panels made once. The tensor is let go: unless it is used elsewhere, the
+    /// weight takes no more memory than before (its outputs are filled up to a multiple of 32). One on another device
+    /// than the CPU is left as it is.
+    ///
+    /// # Errors
+    /// Where the weight is being trained.
+    pub fn fixed(self) -> Result<Self> {
+        let Form::Tensor(weight) = &self.0 else { return Ok(self) };
+        if weight.track_op() {
+            bail!("a weight that is being trained cannot be fixed");
+        }
+        if !weight.device().is_cpu() {
+            return Ok(self);
+        }
+        let (outputs, inputs) = weight.dims2()?;
+        let panels = Panels::new(&elements(weight)?.read()?, outputs, inputs);
+        Ok(Self(Form::Panels(panels)))
+    }
+
+    /// `x * weight^T` for `x` `[tokens, inputs]`.
+    ///
+    /// # Errors
+    /// Where `x` has another width, or is being trained and the weight was [fixed](Linear::fixed).
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.0 {
+            Form::Tensor(weight) => linear(x, weight),
+            Form::Panels(_) if x.track_op() => bail!("a fixed weight passes no gradient on"),
+            Form::Panels(panels) => x.apply_op1_no_bwd(panels),
+        }
+    }
+}
+
+impl CustomOp1 for Panels {
+    fn name(&self) -> &'static str {
+        "linear-fixed"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (tokens, k) = layout.shape().dims2()?;
+        if k != self.inputs() {
+            bail!("linear: {k} features meet a weight for {}", self.inputs());
+        }
+        Ok(output(self.product(contiguous(storage, layout)?), (tokens, self.outputs())))
+    }
+}
+
+/// `x * weight^T`: `x` is `[tokens, in]`, `weight` `[out, in]`.
+pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    x.apply_op2(weight, Product { trained: weight.track_op() })
+}
+
+struct Product {
     trained: bool,
 }
 
-impl CustomOp2 for Linear {
+impl CustomOp2 for Product {
     fn name(&self) -> &'static str {
         "linear"
     }
@@ -35,13 +96,12 @@ impl CustomOp2 for Linear {
         if k != k_w {
             bail!("linear: {k} features meet a weight for {k_w}");
         }
-        let mut y = vec![0f32; tokens * features];
-        if self.trained {
-            let (x, w) = (Matrix::new(x, tokens, k, k), Matrix::new(w, features, k, k));
-            gemm::gemm(&mut y, features, gemm::Put::Replace, x, w.t(), 1.0, true);
-        } else {
-            row_dots(x, w, k, &mut y, features);
+        if !self.trained {
+            return Ok(output(Panels::new(w, features, k).product(x), (tokens, features)));
         }
+        let mut y = vec![0f32; tokens * features];
+        let (x, w) = (Matrix::new(x, tokens, k, k), Matrix::new(w, features, k, k));
+        gemm::gemm(&mut y, features, gemm::Put::Replace, x, w.t(), 1.0, true);
         Ok(output(y, (tokens, features)))
     }
 
@@ -66,139 +126,5 @@ impl CustomOp2 for Linear {
             Some(Tensor::from_vec(dx, x.shape(), device)?),
             Some(Tensor::from_vec(dw, weight.shape(), device)?),
         ))
-    }
-}
-
-/// Below this many multiplications waking a second thread costs more than it saves.
-const PARALLEL_FROM: usize = 256 * 1024;
-
-/// Tokens a tile of the small matrix product holds in registers, and features.
-const TILE_TOKENS: usize = 4;
-const TILE_FEATURES: usize = 2;
-/// Features at a time where there is one token left: enough independent sums to hide the latency of an FMA.
-const LONE_FEATURES: usize = 8;
-
-/// `y[t, f] = x[t] . w[f]`.
-fn row_dots(x: &[f32], w: &[f32], k: usize, y: &mut [f32], features: usize) {
-    let tokens = y.len() / features;
-    if tokens == 0 {
-        return;
-    }
-    let threads = rayon::current_num_threads();
-    if y.len() * k < PARALLEL_FROM || threads == 1 {
-        Arch::new().dispatch(RowDots { x, w, k, y, features });
-    } else if tokens == 1 {
-        // Every thread reads its part of the weight and no other.
-        let part = features.div_ceil(threads).next_multiple_of(LONE_FEATURES);
-        y.par_chunks_mut(part).zip(w.par_chunks(part * k)).for_each(|(y, w)| {
-            let features = y.len();
-            Arch::new().dispatch(RowDots { x, w, k, y, features });
-        });
-    } else {
-        let part = features.div_ceil(threads).next_multiple_of(LONE_FEATURES);
-        let parts: Vec<Vec<f32>> = w
-            .par_chunks(part * k)
-            .map(|w| {
-                let features = w.len() / k;
-                let mut y = vec![0f32; tokens * features];
-                Arch::new().dispatch(RowDots { x, w, k, y: &mut y, features });
-                y
-            })
-            .collect();
-        y.par_chunks_mut(features).enumerate().with_min_len(64).for_each(|(t, y)| {
-            for (y, from) in y.chunks_mut(part).zip(&parts) {
-                let width = y.len();
-                y.copy_from_slice(&from[t * width..][..width]);
-            }
-        });
-    }
-}
-
-struct RowDots<'a> {
-    x: &'a [f32],
-    w: &'a [f32],
-    k: usize,
-    y: &'a mut [f32],
-    features: usize,
-}
-
-impl WithSimd for RowDots<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let tokens = self.y.len() / self.features;
-        // A few features against all tokens, so that the weight is read once and the tokens come from cache.
-        let mut t = 0;
-        while t + TILE_TOKENS <= tokens {
-            t += TILE_TOKENS;
-        }
-        let (tiled, y) = (t, self.y);
-        let mut f = 0;
-        while f < self.features {
-            if f + TILE_FEATURES <= self.features {
-                for t in (0..tiled).step_by(TILE_TOKENS) {
-                    tile::<S, TILE_TOKENS, TILE_FEATURES>(
-                        simd,
-                        self.x,
-                        self.w,
-                        self.k,
-                        y,
-                        self.features,
-                        t,
-                        f,
-                    );
-                }
-                f += TILE_FEATURES;
-            } else {
-                for t in (0..tiled).step_by(TILE_TOKENS) {
-                    tile::<S, TILE_TOKENS, 1>(simd, self.x, self.w, self.k, y, self.features, t, f);
-                }
-                f += 1;
-            }
-        }
-        for t in tiled..tokens {
-            let mut f = 0;
-            while f + LONE_FEATURES <= self.features {
-                tile::<S, 1, LONE_FEATURES>(simd, self.x, self.w, self.k, y, self.features, t, f);
-                f += LONE_FEATURES;
-            }
-            for f in f..self.features {
-                tile::<S, 1, 1>(simd, self.x, self.w, self.k, y, self.features, t, f);
-            }
-        }
-    }
-}
-
-/// `T x F` inner products at once. Each is summed in the same order whatever `T` and `F` are.
-#[allow(clippy::too_many_arguments, reason = "the operands of a matrix product and a place in it")]
-#[inline(always)]
-fn tile<S: Simd, const T: usize, const F: usize>(
-    simd: S,
-    x: &[f32],
-    w: &[f32],
-    k: usize,
-    y: &mut [f32],
-    features: usize,
-    t: usize,
-    f: usize,
-) {
-    let xs: [_; T] = std::array::from_fn(|i| S::as_simd_f32s(&x[(t + i) * k..][..k]));
-    let ws: [_; F] = std::array::from_fn(|i| S::as_simd_f32s(&w[(f + i) * k..][..k]));
-    let mut sums = [[simd.splat_f32s(0.0); F]; T];
-    for step in 0..xs[0].0.len() {
-        let w: [S::f32s; F] = std::array::from_fn(|i| ws[i].0[step]);
-        for i in 0..T {
-            let x = xs[i].0[step];
-            for j in 0..F {
-                sums[i][j] = simd.mul_add_e_f32s(x, w[j], sums[i][j]);
-            }
-        }
-    }
-    for i in 0..T {
-        for j in 0..F {
-            let rest: f32 = xs[i].1.iter().zip(ws[j].1).map(|(&x, &w)| x * w).sum();
-            y[(t + i) * features + f + j] = simd.reduce_sum_f32s(sums[i][j]) + rest;
-        }
     }
 }

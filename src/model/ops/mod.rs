@@ -5,11 +5,13 @@
 //! `[tokens, features]`; the tests hold it against candle's composed ops and against finite differences. A device
 //! other than the CPU gets candle's "no implementation" error until the op has a kernel there.
 
+mod add;
 mod attention;
 mod cached_attention;
 mod cross_entropy;
 mod gemm;
 mod linear;
+mod panels;
 mod rms_norm;
 mod rope;
 mod rows;
@@ -18,14 +20,17 @@ mod slices;
 mod swiglu;
 #[cfg(test)]
 mod tests;
+mod tree_attention;
 
+pub use add::add;
 pub use attention::attention;
 pub use cached_attention::{CachedPiece, cached_attention, write_cache};
 pub use cross_entropy::cross_entropy;
-pub use linear::linear;
+pub use linear::Linear;
 pub use rms_norm::rms_norm;
 pub use rope::{Rope, rope};
 pub use rows::{overwrite_rows, take_rows, take_rows_of_two};
 pub use swiglu::swiglu;
+pub use tree_attention::tree_attention;
 
 pub(crate) use slices::contiguous_mut;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use rand::{Rng, RngExt, SeedableRng};
 
+use super::linear::linear;
 use super::*;
 
 fn random(rng: &mut impl Rng, shape: (usize, usize)) -> Tensor {
@@ -165,6 +166,46 @@ fn attention_equals_the_composed_one() {
             |t| composed_attention(t, &lengths, 8),
         );
     }
+}
+
+#[test]
+fn add_equals_candle_s() {
+    let mut rng = rng();
+    let inputs = [random(&mut rng, (600, 33)), random(&mut rng, (600, 33))];
+    assert_same(&inputs, |t| add(&t[0], &t[1]), |t| &t[0] + &t[1]);
+}
+
+#[test]
+fn tree_attention_equals_attention_of_each_path() {
+    let mut rng = rng();
+    // Three beginnings; row 3 has two followers, row 4 one.
+    let parents = [0u32, 1, 2, 0, 3, 3, 4, 2];
+    let paths: [&[u32]; 4] = [&[0, 3, 4, 6], &[0, 3, 5], &[2, 7], &[1]];
+    let [q, k, v] = [(8, 32), (8, 16), (8, 16)].map(|shape| random(&mut rng, shape));
+    let tree = tree_attention(&q, &k, &v, &parents, 8).unwrap().to_vec2::<f32>().unwrap();
+    for path in paths {
+        let rows = Arc::new(path.to_vec());
+        let [q, k, v] = [&q, &k, &v].map(|x| take_rows(x, &rows).unwrap());
+        let alone = attention(&q, &k, &v, &Arc::new(vec![path.len()]), 8).unwrap().to_vec2::<f32>().unwrap();
+        for (&row, alone) in path.iter().zip(&alone) {
+            assert_eq!(&tree[row as usize], alone, "row {row}");
+        }
+    }
+    assert!(tree_attention(&q, &k, &v, &[0, 2, 2, 0, 3, 3, 4, 2], 8).is_err(), "a parent that comes later");
+}
+
+#[test]
+fn a_fixed_weight_refuses_what_it_cannot_do() {
+    let mut rng = rng();
+    let (x, w) = (random(&mut rng, (3, 8)), random(&mut rng, (5, 8)));
+    let fixed = Linear::new(w.clone()).fixed().unwrap();
+    let same = linear(&x, &w).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(fixed.forward(&x).unwrap().to_vec2::<f32>().unwrap(), same);
+    let tracked = Var::from_tensor(&x).unwrap();
+    assert!(fixed.forward(tracked.as_tensor()).is_err(), "no gradient is cut without a word");
+    assert!(fixed.forward(&random(&mut rng, (3, 9))).is_err());
+    let trained = Var::from_tensor(&w).unwrap();
+    assert!(Linear::new(trained.as_tensor().clone()).fixed().is_err());
 }
 
 #[test]
