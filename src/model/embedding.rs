@@ -90,17 +90,14 @@ fn matches(table: &Table, pieces: &[Piece<'_>]) -> (Vec<u32>, Vec<u32>) {
     let index = table.index();
     let is_special = |token: &u32| table.policy().special_tokens.binary_search(token).is_ok();
     let (mut at, mut ranks, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
-    let mut row = 0;
-    for piece in pieces {
-        for (found, token) in index.matches(piece.tokens, piece.past).iter().zip(&piece.tokens[piece.past..])
-        {
-            if let Some(found) = found {
-                at.push(row);
-                ranks.push(found.rank);
-            }
-            lengths.push(found.map_or_else(|| u8::from(!is_special(token)), |found| found.n));
-            row += 1;
+    let found = index.matches_of(pieces.iter().map(|piece| (piece.tokens, piece.past)));
+    let tokens = pieces.iter().flat_map(|piece| &piece.tokens[piece.past..]);
+    for (row, (found, token)) in (0..).zip(found.iter().zip(tokens)) {
+        if let Some(found) = found {
+            at.push(row);
+            ranks.push(found.rank);
         }
+        lengths.push(found.map_or_else(|| u8::from(!is_special(token)), |found| found.n));
     }
     table.metrics().looked_up(lengths, start.elapsed());
     (at, ranks)
