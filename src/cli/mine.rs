@@ -98,8 +98,11 @@ fn size(text: &str) -> Result<usize, String> {
 }
 
 fn shard(text: &str) -> Result<(u64, u64), String> {
-    let parts = text.split_once('/').and_then(|(part, parts)| Some((part.parse().ok()?, parts.parse().ok()?)));
-    parts.filter(|&(part, parts)| (1..=parts).contains(&part)).ok_or_else(|| "a shard is I/N, from 1/N to N/N".to_owned())
+    let parts =
+        text.split_once('/').and_then(|(part, parts)| Some((part.parse().ok()?, parts.parse().ok()?)));
+    parts
+        .filter(|&(part, parts)| (1..=parts).contains(&part))
+        .ok_or_else(|| "a shard is I/N, from 1/N to N/N".to_owned())
 }
 
 /// Runs the command.
@@ -110,7 +113,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let survivors = args.survivors.as_ref().map(parquet::read).transpose()?;
     match (&args.dataset, args.shard) {
-        (dataset, _) if !args.merge.is_empty() => run_join(args, dataset.as_deref(), survivors.as_ref(), start),
+        (dataset, _) if !args.merge.is_empty() => {
+            run_join(args, dataset.as_deref(), survivors.as_ref(), start)
+        }
         (Some(dataset), Some(part)) => run_part(args, dataset, part, survivors.as_ref(), start),
         (Some(_), None) if survivors.is_some() => anyhow::bail!("--survivors needs --shard or --merge"),
         (Some(dataset), None) => run_all(args, dataset, start),
@@ -270,7 +275,8 @@ fn run_join(
         });
         super::print(&json.to_string())?;
     } else {
-        let mut text = format!("{:>4} {:>13} {:>12} {:>12} {:>10}\n", "n", "candidates", "survivors", "kept", "cut-off");
+        let mut text =
+            format!("{:>4} {:>13} {:>12} {:>12} {:>10}\n", "n", "candidates", "survivors", "kept", "cut-off");
         for scan in &scans {
             text += &format!("{}\n", columns(scan));
         }
@@ -347,7 +353,13 @@ mod tests {
 
     #[test]
     fn sizes_and_shards_are_read() {
-        let good = [("8GiB", 8 << 30), ("1.5 kb", 1500), ("4096", 4096), ("2m", 2 << 20), ("1TB", 1_000_000_000_000)];
+        let good = [
+            ("8GiB", 8 << 30),
+            ("1.5 kb", 1500),
+            ("4096", 4096),
+            ("2m", 2 << 20),
+            ("1TB", 1_000_000_000_000),
+        ];
         for (text, expected) in good {
             assert_eq!(bytes(text), Ok(expected), "{text}");
         }

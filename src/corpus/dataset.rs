@@ -281,12 +281,8 @@ impl Shard {
         // The maximum first, for it is vectorised; where it lies is looked for only when it is too large.
         if tokens.iter().max().is_some_and(|&token| token as usize >= self.vocab_size) {
             let at = tokens.iter().position(|&token| token as usize >= self.vocab_size).unwrap_or(0);
-            let what = format!(
-                "token {} is {}, the vocabulary has {}",
-                start + at,
-                tokens[at],
-                self.vocab_size
-            );
+            let what =
+                format!("token {} is {}, the vocabulary has {}", start + at, tokens[at], self.vocab_size);
             return Err(Error::damaged(&self.path, what));
         }
         Ok(())

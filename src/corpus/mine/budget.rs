@@ -12,8 +12,9 @@ const MOST_READ: usize = 256 << 10;
 /// Runs that are merged at once, whatever the memory.
 const LEAST_FAN_IN: usize = 4;
 const MOST_FAN_IN: usize = 1 << 12;
-/// Children of n-grams that are looked up at once, whatever the memory.
-const LEAST_CHILDREN: usize = 1 << 10;
+/// Survivors that are numbered at once, whatever the memory, and bytes each takes: 12 a slot, two slots of three full.
+const LEAST_NUMBERS: usize = 1 << 10;
+const BYTES_A_NUMBER: usize = 18;
 
 /// Where nothing says how much memory the machine has.
 const UNKNOWN_MEMORY: u64 = 8 << 30;
@@ -31,8 +32,8 @@ pub(super) struct Budget {
     pub(super) fan_in: usize,
     /// Bytes of each run that are read at a time.
     pub(super) read: usize,
-    /// Numbers of four bytes that the children of n-grams may take.
-    pub(super) children: usize,
+    /// Survivors that are looked up at once.
+    pub(super) numbers: usize,
 }
 
 impl Budget {
@@ -47,8 +48,8 @@ impl Budget {
         // Merging, the buffers of keys are gone and the runs are not.
         let reads = free / 2 / threads;
         let fan_in = (reads / LEAST_READ).clamp(LEAST_FAN_IN, MOST_FAN_IN);
-        let children = (free / 4 / 4 * 3).max(LEAST_CHILDREN);
-        Self { threads, keys, runs, fan_in, read: reads, children }
+        let numbers = (free / 4 * 3 / BYTES_A_NUMBER).max(LEAST_NUMBERS);
+        Self { threads, keys, runs, fan_in, read: reads, numbers }
     }
 
     /// Bytes that each of so many runs is read through.

@@ -124,7 +124,13 @@ struct Kept {
 
 impl Level {
     /// Goes one length up: takes what is kept of the survivors of scan `n`, and writes their keys.
-    fn next(&mut self, scan: &Survivors, n: usize, ranks: &mut Ranks, keys: &mut [Key]) -> Result<Kept, Error> {
+    fn next(
+        &mut self,
+        scan: &Survivors,
+        n: usize,
+        ranks: &mut Ranks,
+        keys: &mut [Key],
+    ) -> Result<Kept, Error> {
         let (mut next, mut kept) = (Self::default(), Kept { least: u64::MAX, ..Kept::default() });
         let (mut reader, mut number, mut place) = (scan.reader(), 0, 0);
         // By block: the prefix's place and the last token of each.
@@ -133,7 +139,11 @@ impl Level {
             let ngram = reader.next()?;
             if let Some(Ngram { prefix, last, count }) = ngram {
                 if let Some(rank) = ranks.take(count) {
-                    let prefix = if n == 2 { prefix } else { self.place_of(prefix, &mut place).ok_or_else(|| not_closed(n, "prefix"))? };
+                    let prefix = if n == 2 {
+                        prefix
+                    } else {
+                        self.place_of(prefix, &mut place).ok_or_else(|| not_closed(n, "prefix"))?
+                    };
                     block.push((prefix, last));
                     next.numbers.push(number);
                     next.ranks.push(rank);

@@ -21,7 +21,8 @@ impl Cuts {
     /// Cuts of `keys`, a sample, into equal parts.
     fn of_sample(mut keys: Vec<u64>, segments: usize) -> Self {
         keys.sort_unstable();
-        let mut cuts: Vec<u64> = (1..segments).filter_map(|i| keys.get(i * keys.len() / segments).copied()).collect();
+        let mut cuts: Vec<u64> =
+            (1..segments).filter_map(|i| keys.get(i * keys.len() / segments).copied()).collect();
         cuts.dedup();
         Self(cuts)
     }
@@ -30,6 +31,9 @@ impl Cuts {
         self.0.len() + 1
     }
 }
+
+/// Runs that a thread makes at least.
+const RUNS: u64 = 4;
 
 /// What counting is told, and tells.
 pub(super) struct Counting<'a> {
@@ -101,8 +105,9 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     fn new(counting: &'a Counting<'a>, cuts: &'a Cuts, runs: &'a Runs<'a>) -> Self {
-        // No thread meets more keys than there are positions.
-        let most = counting.text.len.min(counting.budget.keys as u64) as usize;
+        // A buffer is touched in full before it is sorted, so a small text is better served by smaller ones.
+        let share = counting.text.len / (RUNS * counting.budget.threads as u64) + 1;
+        let most = share.min(counting.budget.keys as u64) as usize;
         let (keys, scratch) = (vec![0; most], vec![0; most]);
         let (writer, spill) = (RunWriter::default(), Spill::default());
         Self { counting, cuts, runs, keys, scratch, held: 0, writer, spill }

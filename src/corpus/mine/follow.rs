@@ -1,7 +1,6 @@
 //! Between two scans: which survivor ends at each position.
 
 use std::fs::File;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +13,7 @@ use crate::corpus::Error;
 /// A chunk's ends in the file, and their CRC-32.
 const BLOCK: u64 = CHUNK as u64 * 4 + 4;
 /// Positions that are looked up together, so that their reads from memory overlap.
-const GROUP: usize = 32;
+const GROUP: usize = 16;
 
 /// The number of the survivor that ends at each position.
 #[derive(Debug)]
@@ -98,77 +97,71 @@ impl Ends {
     }
 }
 
-/// The survivors of a scan by prefix, for a range of prefixes: their last tokens stand together, sorted.
-struct Children {
-    prefixes: Range<u32>,
-    /// Where each prefix's tokens begin, and where the last one's end.
-    starts: Vec<u32>,
-    tokens: Vec<u32>,
-    /// The number of the first.
-    first: u32,
+/// The numbers of some survivors by their keys: a hash table with linear probing. (A binary search among the children of
+/// a prefix needs less memory and takes five times as long.)
+struct Numbers {
+    /// Prefix, last token, number; an empty slot has the number [`NONE`]. A third of them is empty.
+    slots: Vec<[u32; 3]>,
+    len: u32,
 }
 
-impl Children {
-    /// The next prefixes of `reader`, from `first_prefix` on, that fit `room` numbers; one prefix always does.
-    /// `ahead` holds what was read and belongs to the next ones.
-    fn read(
-        reader: &mut Reader<'_>,
-        ahead: &mut Option<Ngram>,
-        (first_prefix, first): (u32, u32),
-        room: usize,
-    ) -> Result<Self, Error> {
-        // Room for all of it at once, for growing would hold it twice; pages that are not touched cost nothing.
-        let (mut starts, mut tokens) = (Vec::with_capacity(room), Vec::with_capacity(room));
-        starts.push(0);
-        let mut end = first_prefix;
-        loop {
-            let Some(ngram) = (match ahead.take() {
-                Some(ngram) => Some(ngram),
-                None => reader.next()?,
-            }) else {
-                break;
-            };
-            let prefixes = ngram.prefix as usize + 1 - first_prefix as usize;
-            if ngram.prefix >= end && !tokens.is_empty() && prefixes + tokens.len() >= room {
-                *ahead = Some(ngram);
-                break;
+impl Numbers {
+    /// Those of the next survivors of `reader`, as many as `room` allows; the first has the number `first`.
+    fn read(reader: &mut Reader<'_>, first: u32, room: usize) -> Result<Self, Error> {
+        let most = (reader.survivors().len - first).min(room.try_into().unwrap_or(u32::MAX));
+        let mut numbers = Self { slots: vec![[NONE; 3]; most as usize * 3 / 2 + 1], len: 0 };
+        while numbers.len < most {
+            let Some(Ngram { prefix, last, .. }) = reader.next()? else { return Err(reader.missing()) };
+            let mut slot = numbers.home(prefix, last);
+            while numbers.slots[slot][2] != NONE {
+                slot = numbers.after(slot);
             }
-            // Prefixes without children begin where the next one does.
-            starts.resize(prefixes, tokens.len() as u32);
-            end = ngram.prefix + 1;
-            tokens.push(ngram.last);
+            numbers.slots[slot] = [prefix, last, first + numbers.len];
+            numbers.len += 1;
         }
-        starts.push(tokens.len() as u32);
-        Ok(Self { prefixes: first_prefix..end, starts, tokens, first })
+        // The end is where the checksum is compared.
+        if first + numbers.len == reader.survivors().len && reader.next()?.is_some() {
+            return Err(reader.missing());
+        }
+        Ok(numbers)
+    }
+
+    /// Where a search begins.
+    fn home(&self, prefix: u32, last: u32) -> usize {
+        let key = u64::from(prefix) << 32 | u64::from(last);
+        // Two rounds of multiplying and folding; then the high bits of a product pick a slot of any number of slots.
+        let x = (key ^ (key >> 29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let x = (x ^ (x >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        ((u128::from(x) * self.slots.len() as u128) >> 64) as usize
+    }
+
+    fn after(&self, slot: usize) -> usize {
+        if slot + 1 == self.slots.len() { 0 } else { slot + 1 }
     }
 
     /// Writes, at each of neighbouring positions, the number of the n-gram that ends there. `prefixes` are the ends of
     /// the positions before; where an n-gram is not among these, the position is left as it was.
     fn find(&self, prefixes: &[u32], suffixes: &[u32], tokens: &[u32], found: &mut [u32]) {
-        let (mut from, mut len) = ([0u32; GROUP], [0u32; GROUP]);
-        let mut longest = 0;
+        let (mut homes, mut met) = ([0; GROUP], [[NONE; 3]; GROUP]);
+        for ((home, &prefix), &token) in homes.iter_mut().zip(prefixes).zip(tokens) {
+            *home = self.home(prefix, token);
+        }
+        // Nothing here waits for the slot before, so the reads of a group are under way at once.
+        for (met, &home) in met.iter_mut().zip(&homes[..tokens.len()]) {
+            *met = self.slots[home];
+        }
         for (i, (&prefix, &suffix)) in prefixes.iter().zip(suffixes).enumerate() {
-            let inside = self.prefixes.contains(&prefix) & (suffix != NONE);
-            let at = if inside { (prefix - self.prefixes.start) as usize } else { 0 };
-            from[i] = self.starts[at];
-            len[i] = if inside { self.starts[at + 1] - from[i] } else { 0 };
-            longest = longest.max(len[i]);
-        }
-        // One binary search each, all in step: after a step, the token is among the `len` from `from` on, if anywhere.
-        while longest > 1 {
-            longest = longest.div_ceil(2);
-            for (i, &token) in tokens.iter().enumerate() {
-                let half = len[i] / 2;
-                let middle = (from[i] + half) as usize;
-                // An empty stretch at the end of all has no middle; any token will do, for nothing moves.
-                let right = self.tokens.get(middle).is_some_and(|&other| other <= token);
-                from[i] += if right { half } else { 0 };
-                len[i] -= half;
+            if prefix == NONE || suffix == NONE {
+                continue;
             }
-        }
-        for (i, &token) in tokens.iter().enumerate() {
-            if len[i] == 1 && self.tokens[from[i] as usize] == token {
-                found[i] = self.first + from[i];
+            let (mut slot, mut entry) = (homes[i], met[i]);
+            while entry[2] != NONE {
+                if entry[0] == prefix && entry[1] == tokens[i] {
+                    found[i] = entry[2];
+                    break;
+                }
+                slot = self.after(slot);
+                entry = self.slots[slot];
             }
         }
     }
@@ -186,18 +179,21 @@ pub(super) struct Following<'a> {
 
 impl Following<'_> {
     /// Writes the ends of scan `n`; gives them and the number of passes it took.
-    pub(super) fn run(&self, survivors: &Survivors, directory: &Path, n: usize) -> Result<(Ends, u64), Error> {
+    pub(super) fn run(
+        &self,
+        survivors: &Survivors,
+        directory: &Path,
+        n: usize,
+    ) -> Result<(Ends, u64), Error> {
         let output = EndsFile::create(directory, n)?;
-        let (mut reader, mut ahead) = (survivors.reader(), None);
-        let (mut first_prefix, mut first, mut passes) = (0, 0, 0);
+        let mut reader = survivors.reader();
+        let (mut first, mut passes) = (0, 0);
         while passes == 0 || first < survivors.len {
-            let children =
-                Children::read(&mut reader, &mut ahead, (first_prefix, first), self.budget.children)?;
-            let share = children.tokens.len() as f64 / f64::from(survivors.len.max(1));
+            let numbers = Numbers::read(&mut reader, first, self.budget.numbers)?;
+            let share = f64::from(numbers.len) / f64::from(survivors.len.max(1));
             let step = |positions: usize| (self.step)((positions as f64 * share) as u64);
-            self.pass(&children, &output, passes == 0, &step)?;
-            first_prefix = children.prefixes.end;
-            first += children.tokens.len() as u32;
+            self.pass(&numbers, &output, passes == 0, &step)?;
+            first += numbers.len;
             passes += 1;
         }
         Ok((Ends::File(output), passes))
@@ -206,14 +202,15 @@ impl Following<'_> {
     /// Looks up every position; `begin`, for the first of several passes.
     fn pass(
         &self,
-        children: &Children,
+        numbers: &Numbers,
         output: &EndsFile,
         begin: bool,
         step: &(dyn Fn(usize) + Sync),
     ) -> Result<(), Error> {
         let next = AtomicUsize::new(0);
         let worker = |_: rayon::BroadcastContext<'_>| -> Result<(), Error> {
-            let (mut tokens, mut ends, mut prefixes, mut found) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let (mut tokens, mut ends, mut prefixes, mut found) =
+                (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             while let Some(chunk) = self.text.chunk(next.fetch_add(1, Ordering::Relaxed)) {
                 let before = self.ends.read(self.text, &chunk, &mut tokens, &mut ends)?;
                 if begin {
@@ -228,7 +225,7 @@ impl Following<'_> {
                 let groups = prefixes.chunks(GROUP).zip(ends.chunks(GROUP));
                 let groups = groups.zip(tokens.chunks(GROUP).zip(found.chunks_mut(GROUP)));
                 for ((prefixes, suffixes), (tokens, found)) in groups {
-                    children.find(prefixes, suffixes, tokens, found);
+                    numbers.find(prefixes, suffixes, tokens, found);
                 }
                 output.write(chunk.number, &mut found)?;
                 step(chunk.len());

@@ -66,7 +66,8 @@ pub fn join(options: &JoinOptions<'_>, directory: &Path) -> Result<Joined, Error
             let path = directory.join("survivors");
             std::fs::create_dir_all(&path).map_err(Error::io("make", &path))?;
             let states = import(set, set.policy().max_n, &path, TOKEN_BITS)?.into_iter().zip(2..);
-            let scan = |(state, n): (super::work::ScanState, _)| Survivors::new(&path, n, state.parts, TOKEN_BITS);
+            let scan =
+                |(state, n): (super::work::ScanState, _)| Survivors::new(&path, n, state.parts, TOKEN_BITS);
             states.map(scan).collect::<Result<Vec<_>, _>>()?
         }
         None => Vec::new(),
@@ -82,7 +83,11 @@ pub fn join(options: &JoinOptions<'_>, directory: &Path) -> Result<Joined, Error
         candidates.push(met);
     }
     if let Some(ngram) = heads.next()? {
-        return Err(ngram.wrong(format!("it has {} tokens, the set is to have 2 to {}", ngram.tokens.len(), policy.max_n)));
+        return Err(ngram.wrong(format!(
+            "it has {} tokens, the set is to have 2 to {}",
+            ngram.tokens.len(),
+            policy.max_n
+        )));
     }
     if survivors.iter().all(|scan| scan.len == 0) {
         let what = format!("no n-gram of these files has a count of {}", options.min_count);
@@ -120,9 +125,12 @@ fn level(
     let mut candidates = 0;
     while heads.next_len() == Some(n) {
         let Some(ngram) = heads.next()? else { break };
-        let forbidden = |token: &&u32| **token >= MAX_VOCABULARY || policy.special_tokens.binary_search(token).is_ok();
+        let forbidden =
+            |token: &&u32| **token >= MAX_VOCABULARY || policy.special_tokens.binary_search(token).is_ok();
         if let Some(token) = ngram.tokens.iter().find(forbidden) {
-            return Err(ngram.wrong(format!("token {token} is special or too large, so it can be in no n-gram")));
+            return Err(
+                ngram.wrong(format!("token {token} is special or too large, so it can be in no n-gram"))
+            );
         }
         candidates += 1;
         if ngram.count < min_count {
@@ -291,7 +299,9 @@ impl<'a> Heads<'a> {
             }
         }
         if of_set && met > 1 {
-            return Err(ngram.wrong("it is in the counts and in the survivors: give only the next scan's counts"));
+            return Err(
+                ngram.wrong("it is in the counts and in the survivors: give only the next scan's counts")
+            );
         }
         Ok((met > 0).then_some(ngram))
     }

@@ -97,7 +97,9 @@ fn merge_segment(
     let sources = runs.iter().map(|run| run.segment(segment, capacity)).collect();
     let mut tree = Tree::new(sources).map_err(|(run, error)| Error::io("read", runs[run].path())(error))?;
     let mut current: Option<(u64, u64)> = None;
-    while let Some((key, count)) = tree.next().map_err(|(run, error)| Error::io("read", runs[run].path())(error))? {
+    while let Some((key, count)) =
+        tree.next().map_err(|(run, error)| Error::io("read", runs[run].path())(error))?
+    {
         match &mut current {
             Some((last, sum)) if *last == key => *sum += count,
             _ => {

@@ -158,7 +158,9 @@ pub fn mine_in(
     if survivors.iter().all(|scan| scan.len == 0) {
         return Err(Error::NothingFrequent { min_count, tokens: dataset.train().tokens });
     }
+    let start = Instant::now();
     let Chosen { set, mut scans, positions } = choose(policy, &survivors, size as u64)?;
+    tracing::debug!(fgrams = set.len(), seconds = start.elapsed().as_secs_f64(), "chosen");
     let state = work.state();
     for (scan, state) in scans.iter_mut().zip(&state.scans) {
         scan.candidates = state.candidates;
@@ -223,7 +225,7 @@ impl<'a> Engine<'a> {
         let mut followed = None;
         while survivors.len() + 1 < max_n && survivors.last().is_none_or(|scan: &Survivors| scan.len > 0) {
             let n = survivors.len() + 2;
-            let ends = self.ends(n - 1, survivors.last(), followed.take())?;
+            let ends = self.ends(&survivors, followed.take())?;
             let prefixes = survivors.last().map_or(self.text.vocab_size() as u32, |scan| scan.len);
             survivors.push(self.count((n, min_count), &ends, prefixes)?);
             followed = Some(ends);
@@ -235,23 +237,33 @@ impl<'a> Engine<'a> {
         (self.progress)(Progress { n, counts, tokens, spilled });
     }
 
-    /// The ends of scan `n`: from the file of an earlier process, or found now. `before` are those of scan n - 1.
-    fn ends(&mut self, n: usize, survivors: Option<&Survivors>, before: Option<Ends>) -> Result<Ends, Error> {
-        let Some(survivors) = survivors else { return Ok(Ends::Tokens) };
-        let directory = self.work.path().to_owned();
-        if self.work.state().followed == n {
-            self.tell(n, false, self.text.len, 0);
-            return Ok(Ends::File(EndsFile::open(&directory, n)?));
-        }
-        let before = match before {
+    /// The ends of scan `n`, the last of `survivors`: found from those of the scan before, or of the last scan that an
+    /// earlier process found.
+    fn ends(&mut self, survivors: &[Survivors], before: Option<Ends>) -> Result<Ends, Error> {
+        let n = survivors.len() + 1;
+        let followed = self.work.state().followed;
+        let mut ends = match before {
             Some(before) => before,
-            None if n == 2 => Ends::Tokens,
-            None => Ends::File(EndsFile::open(&directory, n - 1)?),
+            None if followed == 0 => Ends::Tokens,
+            None => {
+                self.tell(followed, false, self.text.len, 0);
+                Ends::File(EndsFile::open(self.work.path(), followed)?)
+            }
         };
+        // Survivors that come from a file have been followed by nobody, so there may be several scans of them.
+        for (n, survivors) in (2..=n).zip(survivors).skip(followed.saturating_sub(1)) {
+            ends = self.follow(n, survivors, &ends)?;
+        }
+        Ok(ends)
+    }
+
+    /// The ends of scan `n` from those of the scan before.
+    fn follow(&mut self, n: usize, survivors: &Survivors, before: &Ends) -> Result<Ends, Error> {
         let start = Instant::now();
         let step = |tokens| self.tell(n, false, tokens, 0);
-        let following = Following { text: self.text, ends: &before, budget: &self.budget, step: &step };
-        let (ends, passes) = following.run(survivors, &directory, n)?;
+        let following = Following { text: self.text, ends: before, budget: &self.budget, step: &step };
+        let (ends, passes) = following.run(survivors, self.work.path(), n)?;
+        tracing::debug!(n, passes, seconds = start.elapsed().as_secs_f64(), "numbered");
         let tokens = self.text.len as f64;
         self.work.update(|state| {
             state.followed = n;
@@ -264,7 +276,12 @@ impl<'a> Engine<'a> {
     }
 
     /// Scan `n`; the numbers of prefixes are below `prefixes`.
-    fn count(&mut self, (n, min_count): (usize, u64), ends: &Ends, prefixes: u32) -> Result<Survivors, Error> {
+    fn count(
+        &mut self,
+        (n, min_count): (usize, u64),
+        ends: &Ends,
+        prefixes: u32,
+    ) -> Result<Survivors, Error> {
         let start = Instant::now();
         let directory = self.work.path().to_owned();
         let runs = Runs::new(&directory, self.budget.runs);
@@ -273,7 +290,9 @@ impl<'a> Engine<'a> {
         let counting = Counting { text: self.text, ends, bits, budget: &self.budget, step: &step };
         let (cuts, ended) = counting.run(&runs)?;
         let number = runs.len() as u64;
+        tracing::debug!(n, runs = number, seconds = start.elapsed().as_secs_f64(), "counted");
         let merged = merge(&runs, cuts.segments(), (n, min_count), &directory, &self.budget)?;
+        tracing::debug!(n, seconds = start.elapsed().as_secs_f64(), "merged");
         let survivors = Survivors::new(&directory, n, merged.parts.clone(), self.text.token_bits)?;
         let mut effort = Effort {
             spilled_bytes: runs.spilled(),

@@ -111,7 +111,12 @@ fn counted(states: &[ScanState], survivors: &[Survivors], tokens: u64, rows: u64
 }
 
 /// Writes a set's f-grams of up to `max_n` tokens as the survivors of scans.
-pub(super) fn import(set: &FgramSet, max_n: usize, directory: &Path, token_bits: u32) -> Result<Vec<ScanState>, Error> {
+pub(super) fn import(
+    set: &FgramSet,
+    max_n: usize,
+    directory: &Path,
+    token_bits: u32,
+) -> Result<Vec<ScanState>, Error> {
     let index = set.index();
     // By rank: the number among the survivors of its scan. A prefix has a smaller rank.
     let mut numbers = vec![0u32; set.len()];
@@ -123,7 +128,8 @@ pub(super) fn import(set: &FgramSet, max_n: usize, directory: &Path, token_bits:
                 2 => Some(tokens[0]),
                 _ => index.rank(&tokens[..n - 1]).map(|rank| numbers[rank as usize]),
             };
-            let prefix = prefix.ok_or_else(|| Error::Option("the survivors are not a closed set".to_owned()))?;
+            let prefix =
+                prefix.ok_or_else(|| Error::Option("the survivors are not a closed set".to_owned()))?;
             keys[n].push((u64::from(prefix) << token_bits | u64::from(tokens[n - 1]), rank));
         }
         keys[n].sort_unstable();

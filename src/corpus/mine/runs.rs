@@ -164,7 +164,8 @@ impl Spill {
         let (spill, end) = match &mut self.file {
             Some(file) => file,
             None => {
-                let path = runs.directory.join(format!("runs-{}", runs.files.fetch_add(1, Ordering::Relaxed)));
+                let path =
+                    runs.directory.join(format!("runs-{}", runs.files.fetch_add(1, Ordering::Relaxed)));
                 let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
                 let file = file.map_err(Error::io("write", &path))?;
                 self.file.insert((Arc::new(SpillFile { file, path }), 0))

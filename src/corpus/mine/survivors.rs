@@ -119,7 +119,18 @@ pub(super) struct Reader<'a> {
     open: Option<(PathBuf, u32, Decoder<File>)>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    /// Not as many survivors as there should be.
+    pub(super) fn missing(&self) -> Error {
+        let what = "it holds other n-grams than its state says; remove it";
+        Error::damaged(&self.survivors.directory, what)
+    }
+
+    /// What it reads.
+    pub(super) fn survivors(&self) -> &'a Survivors {
+        self.survivors
+    }
+
     pub(super) fn next(&mut self) -> Result<Option<Ngram>, Error> {
         loop {
             if let Some((path, crc, decoder)) = &mut self.open {
@@ -183,11 +194,8 @@ impl Cursor<'_> {
     /// The n-gram of this number, which never decreases from call to call.
     fn advance_to(&mut self, number: u32) -> Result<Ngram, Error> {
         while self.read <= u64::from(number) {
-            let missing = || {
-                let what = "n-grams are missing; remove the directory it is in";
-                Error::damaged(&self.reader.survivors.directory, what)
-            };
-            self.ngram = self.reader.next()?.ok_or_else(missing)?;
+            let next = self.reader.next()?;
+            self.ngram = next.ok_or_else(|| self.reader.missing())?;
             self.read += 1;
         }
         Ok(self.ngram)

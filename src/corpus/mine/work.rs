@@ -72,7 +72,8 @@ impl WorkDirectory {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let what = "another process is mining the same in it: wait for that, or choose another --temp-dir";
+                let what =
+                    "another process is mining the same in it: wait for that, or choose another --temp-dir";
                 return Err(Error::Busy { path, what });
             }
             Err(TryLockError::Error(source)) => return Err(Error::io("lock", &lock_path)(source)),
@@ -101,8 +102,13 @@ impl WorkDirectory {
     pub(super) fn update(&mut self, change: impl FnOnce(&mut State)) -> Result<(), Error> {
         change(&mut self.state);
         let path = self.path.join(STATE);
-        let json = serde_json::to_vec(&self.state).map_err(|error| Error::damaged(&path, error.to_string()))?;
-        crate::new_file::write(&path, &json).map_err(Error::io("write", &path))?;
+        let json =
+            serde_json::to_vec(&self.state).map_err(|error| Error::damaged(&path, error.to_string()))?;
+        // Renamed, so that a killed process leaves the old state or the new one. Not made durable, for that would wait
+        // for all of the ends and survivors to reach the disk: after a loss of power, checksums find what is missing.
+        let new = self.path.join("state.json.partial");
+        std::fs::write(&new, &json).map_err(Error::io("write", &new))?;
+        std::fs::rename(&new, &path).map_err(Error::io("write", &path))?;
         self.sweep()
     }
 
@@ -125,7 +131,9 @@ impl WorkDirectory {
             let path = entry.path();
             let ours = ["survivors-", "ends-", "runs-", "state.json."];
             if !ours.iter().any(|prefix| name.starts_with(prefix)) {
-                let what = format!("{name} in it is not of mining: remove one or the other, or choose another --temp-dir");
+                let what = format!(
+                    "{name} in it is not of mining: remove one or the other, or choose another --temp-dir"
+                );
                 return Err(Error::damaged(&self.path, what));
             }
             std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;

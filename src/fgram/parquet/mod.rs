@@ -152,8 +152,11 @@ impl Writer {
     /// # Errors
     /// Where the directory cannot be written.
     pub fn create(path: &Path, policy: &Policy) -> Result<Self, FileError> {
-        let file = NewFile::create(path)
-            .map_err(|source| FileError::Io { doing: "write", path: path.to_owned(), source })?;
+        let file = NewFile::create(path).map_err(|source| FileError::Io {
+            doing: "write",
+            path: path.to_owned(),
+            source,
+        })?;
         let special: Vec<String> = policy.special_tokens.iter().map(u32::to_string).collect();
         let metadata = vec![
             KeyValue::new(MAX_N_KEY.to_owned(), policy.max_n.to_string()),
@@ -236,8 +239,11 @@ impl Reader {
     /// # Errors
     /// Where it cannot be read or is not Parquet.
     pub fn open(path: &Path) -> Result<Self, FileError> {
-        let file = File::open(path)
-            .map_err(|source| FileError::Io { doing: "open", path: path.to_owned(), source })?;
+        let file = File::open(path).map_err(|source| FileError::Io {
+            doing: "open",
+            path: path.to_owned(),
+            source,
+        })?;
         let stream = guard(path, || Stream::new(file))?;
         Ok(Self { path: path.to_owned(), stream, rows: Rows::default(), at: 0 })
     }

@@ -68,8 +68,12 @@ impl Rows {
             definition.clear();
             repetition.clear();
             values.clear();
-            let (records, _, levels) =
-                reader.read_records(most - done, Some(&mut definition), Some(&mut repetition), &mut values)?;
+            let (records, _, levels) = reader.read_records(
+                most - done,
+                Some(&mut definition),
+                Some(&mut repetition),
+                &mut values,
+            )?;
             if records == 0 && levels == 0 {
                 break;
             }
@@ -209,8 +213,12 @@ impl Group {
     fn append(&mut self, rows: &mut Rows, most: usize) -> Result<(), RowError> {
         let wanted = (most, self.full);
         let done = match &mut self.tokens {
-            ColumnReader::Int32ColumnReader(reader) => rows.lists(reader, wanted, |id| u32::try_from(id).ok())?,
-            ColumnReader::Int64ColumnReader(reader) => rows.lists(reader, wanted, |id| u32::try_from(id).ok())?,
+            ColumnReader::Int32ColumnReader(reader) => {
+                rows.lists(reader, wanted, |id| u32::try_from(id).ok())?
+            }
+            ColumnReader::Int64ColumnReader(reader) => {
+                rows.lists(reader, wanted, |id| u32::try_from(id).ok())?
+            }
             _ => return Err("the elements of `tokens` must be integers of 32 or 64 bits".to_owned().into()),
         };
         match &mut self.counts {
