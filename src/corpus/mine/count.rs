@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::budget::Budget;
 use super::follow::Ends;
+use super::huge::Huge;
 use super::radix;
 use super::runs::{RunWriter, Runs, Spill};
 use super::text::{CHUNK, NONE, Text};
@@ -53,7 +54,7 @@ impl Counting<'_> {
         let cuts = self.cuts()?;
         let (next, ended) = (AtomicUsize::new(0), AtomicU64::new(0));
         let worker = |_: rayon::BroadcastContext<'_>| -> Result<(), Error> {
-            let mut worker = Worker::new(self, &cuts, runs);
+            let mut worker = Worker::new(self, &cuts, runs)?;
             let ends = worker.work(&next)?;
             ended.fetch_add(ends, Ordering::Relaxed);
             Ok(())
@@ -96,21 +97,21 @@ struct Worker<'a> {
     counting: &'a Counting<'a>,
     cuts: &'a Cuts,
     runs: &'a Runs<'a>,
-    keys: Vec<u64>,
-    scratch: Vec<u64>,
+    keys: Huge<u64>,
+    scratch: Huge<u64>,
     held: usize,
     writer: RunWriter,
     spill: Spill,
 }
 
 impl<'a> Worker<'a> {
-    fn new(counting: &'a Counting<'a>, cuts: &'a Cuts, runs: &'a Runs<'a>) -> Self {
+    fn new(counting: &'a Counting<'a>, cuts: &'a Cuts, runs: &'a Runs<'a>) -> Result<Self, Error> {
         // A buffer is touched in full before it is sorted, so a small text is better served by smaller ones.
         let share = counting.text.len / (RUNS * counting.budget.threads as u64) + 1;
         let most = share.min(counting.budget.keys as u64) as usize;
-        let (keys, scratch) = (vec![0; most], vec![0; most]);
+        let (keys, scratch) = (Huge::new(most)?, Huge::new(most)?);
         let (writer, spill) = (RunWriter::default(), Spill::default());
-        Self { counting, cuts, runs, keys, scratch, held: 0, writer, spill }
+        Ok(Self { counting, cuts, runs, keys, scratch, held: 0, writer, spill })
     }
 
     /// Takes chunks until there are none; gives how many positions have an end.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::budget::Budget;
+use super::huge::Huge;
 use super::survivors::{Ngram, Reader, Survivors};
 use super::text::{CHUNK, Chunk, NONE, Text};
 use crate::corpus::Error;
@@ -100,8 +101,8 @@ impl Ends {
 /// The numbers of some survivors by their keys: a hash table with linear probing. (A binary search among the children of
 /// a prefix needs less memory and takes five times as long.)
 struct Numbers {
-    /// Prefix, last token, number; an empty slot has the number [`NONE`]. A third of them is empty.
-    slots: Vec<[u32; 3]>,
+    /// Prefix, last token, number plus one; an empty slot has 0 for that. A third of them is empty.
+    slots: Huge<[u32; 3]>,
     len: u32,
 }
 
@@ -109,14 +110,14 @@ impl Numbers {
     /// Those of the next survivors of `reader`, as many as `room` allows; the first has the number `first`.
     fn read(reader: &mut Reader<'_>, first: u32, room: usize) -> Result<Self, Error> {
         let most = (reader.survivors().len - first).min(room.try_into().unwrap_or(u32::MAX));
-        let mut numbers = Self { slots: vec![[NONE; 3]; most as usize * 3 / 2 + 1], len: 0 };
+        let mut numbers = Self { slots: Huge::new(most as usize * 3 / 2 + 1)?, len: 0 };
         while numbers.len < most {
             let Some(Ngram { prefix, last, .. }) = reader.next()? else { return Err(reader.missing()) };
             let mut slot = numbers.home(prefix, last);
-            while numbers.slots[slot][2] != NONE {
+            while numbers.slots[slot][2] != 0 {
                 slot = numbers.after(slot);
             }
-            numbers.slots[slot] = [prefix, last, first + numbers.len];
+            numbers.slots[slot] = [prefix, last, first + numbers.len + 1];
             numbers.len += 1;
         }
         // The end is where the checksum is compared.
@@ -142,26 +143,27 @@ impl Numbers {
     /// Writes, at each of neighbouring positions, the number of the n-gram that ends there. `prefixes` are the ends of
     /// the positions before; where an n-gram is not among these, the position is left as it was.
     fn find(&self, prefixes: &[u32], suffixes: &[u32], tokens: &[u32], found: &mut [u32]) {
-        let (mut homes, mut met) = ([0; GROUP], [[NONE; 3]; GROUP]);
+        let (mut homes, mut met) = ([0; GROUP], [[0; 3]; GROUP]);
         for ((home, &prefix), &token) in homes.iter_mut().zip(prefixes).zip(tokens) {
             *home = self.home(prefix, token);
         }
+        let slots = &*self.slots;
         // Nothing here waits for the slot before, so the reads of a group are under way at once.
         for (met, &home) in met.iter_mut().zip(&homes[..tokens.len()]) {
-            *met = self.slots[home];
+            *met = slots[home];
         }
         for (i, (&prefix, &suffix)) in prefixes.iter().zip(suffixes).enumerate() {
             if prefix == NONE || suffix == NONE {
                 continue;
             }
             let (mut slot, mut entry) = (homes[i], met[i]);
-            while entry[2] != NONE {
+            while entry[2] != 0 {
                 if entry[0] == prefix && entry[1] == tokens[i] {
-                    found[i] = entry[2];
+                    found[i] = entry[2] - 1;
                     break;
                 }
                 slot = self.after(slot);
-                entry = self.slots[slot];
+                entry = slots[slot];
             }
         }
     }

@@ -19,6 +19,7 @@ mod choose;
 mod code;
 mod count;
 mod follow;
+mod huge;
 mod join;
 mod merge;
 mod part;
