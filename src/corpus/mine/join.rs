@@ -57,7 +57,7 @@ pub fn join(options: &JoinOptions<'_>, directory: &Path) -> Result<Joined, Error
             None => theirs,
             Some(ours) => common(ours, &theirs, path)?,
         });
-        sources.push(Source::new(path.clone(), Rows::File(reader)));
+        sources.push(Source::new(path.clone(), Rows::File(Box::new(reader))));
     }
     let Some(policy) = policy else { return Err(Error::Option("there are no counts to join".to_owned())) };
     check_max_n(policy.max_n)?;
@@ -173,7 +173,7 @@ impl Prefixes<'_> {
 
 /// Rows in order of length, then tokens.
 enum Rows<'a> {
-    File(Reader),
+    File(Box<Reader>),
     Set(Walk<'a>),
 }
 
@@ -199,7 +199,7 @@ impl<'a> Source<'a> {
                 Ok(count.is_some())
             }
             Rows::File(reader) => {
-                let Some((tokens, count)) = reader.next()? else { return Ok(false) };
+                let Some((tokens, count)) = reader.next_row()? else { return Ok(false) };
                 if tokens.len() < 2 || order(&self.tokens, tokens) != Ordering::Less {
                     let what = format!(
                         "{tokens:?} comes after {:?}: sort by length, then tokens, each n-gram of two or more tokens once",

@@ -271,7 +271,7 @@ impl Reader {
     ///
     /// # Errors
     /// Where the file is damaged, or its columns are not those of n-grams and counts.
-    pub fn next(&mut self) -> Result<Option<(&[u32], u64)>, FileError> {
+    pub fn next_row(&mut self) -> Result<Option<(&[u32], u64)>, FileError> {
         if self.at == self.rows.len() {
             let mut rows = std::mem::take(&mut self.rows);
             rows.clear();
@@ -290,7 +290,7 @@ impl Reader {
         &mut self,
         mut take: impl FnMut(&[u32], u64) -> Result<(), E>,
     ) -> Result<Result<(), E>, FileError> {
-        while let Some((tokens, count)) = self.next()? {
+        while let Some((tokens, count)) = self.next_row()? {
             if let Err(error) = take(tokens, count) {
                 return Ok(Err(error));
             }
