@@ -10,6 +10,7 @@ pub mod mine;
 mod open_model;
 pub mod prepare;
 pub mod serve;
+mod shard;
 pub mod table;
 mod table_mode;
 mod table_watch;

@@ -1,5 +1,6 @@
 use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
@@ -239,13 +240,36 @@ impl Shard {
     /// # Errors
     /// Where the range reaches past the end, or an id is outside the vocabulary.
     pub fn read(&self, range: Range<usize>, tokens: &mut Vec<u32>) -> Result<(), Error> {
-        tokens.clear();
+        let bytes = self.place(&range)?;
+        self.decode(&self.map[bytes], range.start, tokens)
+    }
+
+    /// As [`Shard::read`], but the bytes are read, not touched in the mapping: mapped pages count as this process's
+    /// memory, and whoever goes through all of a corpus must stay within what it was given.
+    ///
+    /// # Errors
+    /// As [`Shard::read`], and where the file cannot be read.
+    pub(super) fn read_file(&self, range: Range<usize>, tokens: &mut Vec<u32>) -> Result<(), Error> {
+        let place = self.place(&range)?;
+        let mut bytes = vec![0; place.len()];
+        File::open(&self.path)
+            .and_then(|file| file.read_exact_at(&mut bytes, place.start as u64))
+            .map_err(Error::io("read", &self.path))?;
+        self.decode(&bytes, range.start, tokens)
+    }
+
+    /// Where the tokens of a range lie.
+    fn place(&self, range: &Range<usize>) -> Result<Range<usize>, Error> {
         let size = self.dtype.size();
         if range.start > range.end || range.end > self.len() {
             let what = format!("tokens {range:?} were asked for, of {}", self.len());
             return Err(Error::damaged(&self.path, what));
         }
-        let bytes = &self.map[range.start * size..range.end * size];
+        Ok(range.start * size..range.end * size)
+    }
+
+    fn decode(&self, bytes: &[u8], start: usize, tokens: &mut Vec<u32>) -> Result<(), Error> {
+        tokens.clear();
         match self.dtype {
             Dtype::U16 => {
                 tokens.extend(bytes.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]]))));
@@ -257,12 +281,8 @@ impl Shard {
         // The maximum first, for it is vectorised; where it lies is looked for only when it is too large.
         if tokens.iter().max().is_some_and(|&token| token as usize >= self.vocab_size) {
             let at = tokens.iter().position(|&token| token as usize >= self.vocab_size).unwrap_or(0);
-            let what = format!(
-                "token {} is {}, the vocabulary has {}",
-                range.start + at,
-                tokens[at],
-                self.vocab_size
-            );
+            let what =
+                format!("token {} is {}, the vocabulary has {}", start + at, tokens[at], self.vocab_size);
             return Err(Error::damaged(&self.path, what));
         }
         Ok(())

@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::fgram::SetError;
+use crate::fgram::parquet::FileError;
 use crate::tokenizer::TokenizerError;
 
 /// What goes wrong between a text and a tagged dataset.
@@ -88,6 +89,17 @@ pub enum Error {
         /// The size of the training split.
         tokens: u64,
     },
+    /// Someone else works there.
+    #[error("{} is taken: {what}", .path.display())]
+    Busy {
+        /// The work directory.
+        path: PathBuf,
+        /// By whom, and what to do.
+        what: &'static str,
+    },
+    /// A file of n-grams and counts cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The mined n-grams are no f-gram set.
     #[error(transparent)]
     Set(#[from] SetError),

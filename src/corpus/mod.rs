@@ -2,12 +2,12 @@
 //!
 //! - [`prepare`] turns text into a *dataset*: a directory of token shards, the tokenizer and `dataset.json`;
 //! - [`Dataset`] opens one, its shards mapped, never read whole;
-//! - [`mine`] counts the n-grams of the training split and keeps the most frequent;
+//! - [`mine`] counts the n-grams of the training split and keeps the most frequent; [`mine_in`] does so in bounded
+//!   memory, and [`count_part`] and [`join`] spread the work over machines;
 //! - [`tag`] writes the length of the longest match at every token beside the shards, and [`Tags`] opens that.
 //!
 //! Work is spread over the current rayon pool; no result depends on its size.
 
-mod count;
 mod dataset;
 mod error;
 mod input;
@@ -19,7 +19,10 @@ mod writer;
 pub use dataset::{Dataset, Dtype, Manifest, Shard, ShardEntry, Split, SplitEntry};
 pub use error::Error;
 pub use input::{Input, Piece};
-pub use mine::{MineOptions, Mined, Scan, mine};
+pub use mine::{
+    Counted, Effort, JoinOptions, Joined, MineOptions, Mined, PartOptions, Progress as MineProgress, Scan,
+    WorkDirectory, count_part, half_of_memory, join, mine, mine_in, mine_work, part_work, peak_resident,
+};
 pub use prepare::{PrepareOptions, Progress, SAMPLE_BYTES, TokenizerSource, prepare};
 pub use tags::{Histogram, TagReport, Tags, tag};
 pub use writer::{DatasetWriter, SHARD_TOKENS, SplitName};

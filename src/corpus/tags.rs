@@ -23,17 +23,6 @@ pub struct Histogram {
 }
 
 impl Histogram {
-    pub(super) fn of_split(split: &Split, set: &FgramSet) -> Result<Self, Error> {
-        let mut histogram = Self { tokens: vec![0; set.policy().max_n + 1] };
-        for shard in &split.shards {
-            tag_shard(shard, set, |tags| {
-                histogram.add(tags);
-                Ok(())
-            })?;
-        }
-        Ok(histogram)
-    }
-
     fn add(&mut self, tags: &[u8]) {
         let mut counts = [0; MAX_N + 1];
         for &tag in tags {
@@ -132,7 +121,7 @@ pub fn tag(dataset: &Dataset, set: &FgramSet, step: &mut dyn FnMut(u64)) -> Resu
     Ok(report)
 }
 
-fn check_tokenizer(dataset: &Dataset, set: &FgramSet) -> Result<(), Error> {
+pub(super) fn check_tokenizer(dataset: &Dataset, set: &FgramSet) -> Result<(), Error> {
     let (theirs, ours) = (&set.policy().tokenizer_sha256, dataset.tokenizer().sha256());
     if theirs != ours {
         let (theirs, ours) = (theirs.clone(), ours.to_owned());
@@ -159,7 +148,7 @@ fn tag_shard(
         tags.par_chunks_mut(CHUNK).enumerate().try_for_each_init(Vec::new, |tokens, (chunk, tags)| {
             let start = from + chunk * CHUNK;
             let context = start.saturating_sub(set.policy().max_n - 1);
-            shard.read(context..start + tags.len(), tokens)?;
+            shard.read_file(context..start + tags.len(), tokens)?;
             tag_tokens(set, tokens, start - context, tags);
             Ok::<_, Error>(())
         })?;
@@ -170,12 +159,11 @@ fn tag_shard(
 
 /// The tags of `tokens[context..]`.
 fn tag_tokens(set: &FgramSet, tokens: &[u32], context: usize, tags: &mut [u8]) {
-    let index = set.index();
-    for (i, tag) in tags.iter_mut().enumerate() {
-        let upto = &tokens[..=context + i];
-        *tag = match index.longest_match(upto) {
+    let matches = set.index().matches(tokens, context);
+    for ((tag, found), token) in tags.iter_mut().zip(matches).zip(&tokens[context..]) {
+        *tag = match found {
             Some(found) => found.n,
-            None => u8::from(set.policy().special_tokens.binary_search(&tokens[context + i]).is_err()),
+            None => u8::from(set.policy().special_tokens.binary_search(token).is_err()),
         };
     }
 }

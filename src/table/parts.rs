@@ -20,7 +20,7 @@ pub fn merge(paths: &[PathBuf], output: &Path, progress: &mut dyn FnMut(u64)) ->
         check_bytes(&table, &|_| ())?;
         parts.push(table);
     }
-    parts.sort_by_key(|table| first(table));
+    parts.sort_by_key(first);
     check_fit(&parts)?;
     let Some(one) = parts.first() else { return Err(TableError::Unfit("no parts were given".to_owned())) };
     let contents = contents(&parts)?;

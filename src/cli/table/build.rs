@@ -1,11 +1,11 @@
 //! `scone table build`: rows from the f-gram model.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Instant;
 
 use anyhow::bail;
 
+use super::super::shard::parse_shard;
 use super::super::{DEFAULT_MODEL, progress_bar};
 use crate::fgram::{FgramSet, parquet};
 use crate::model::{ModelDirectory, Shard, build_table};
@@ -30,8 +30,8 @@ pub(super) struct Args {
     #[command(flatten)]
     rows: RowArgs,
     /// Build the i-th of n parts only; needs --output
-    #[arg(long, value_name = "I/N", requires = "output")]
-    shard: Option<Shard>,
+    #[arg(long, value_name = "I/N", value_parser = parse_shard, requires = "output")]
+    shard: Option<(u64, u64)>,
     /// Where to; left out: the place that scone.json names
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -54,18 +54,6 @@ impl RowArgs {
     }
 }
 
-impl FromStr for Shard {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
-        match parts {
-            Some((index, count)) if (1..=count).contains(&index) => Ok(Self { index, count }),
-            _ => Err("write the i-th of n parts as i/n, from 1/n to n/n".to_owned()),
-        }
-    }
-}
-
 /// Runs the command.
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -81,8 +69,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         }
     };
     let output = args.output.as_ref().unwrap_or(&own);
-    let (shard, format) =
-        (args.shard.unwrap_or(Shard::WHOLE), args.rows.format(directory.config().hidden_size));
+    let (shard, format) = (shard(args), args.rows.format(directory.config().hidden_size));
     let rows = shard.ranks(set.len()).len();
     let bar = progress_bar(rows as u64, "embedding f-grams [{bar:40}] {pos}/{len} {per_sec} {eta}");
     let mut told = false;
@@ -96,14 +83,18 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         }
     })?;
     bar.finish_and_clear();
-    match args.shard {
-        None | Some(Shard::WHOLE) => super::report(output, start.elapsed().as_secs_f64()),
-        Some(Shard { index, count }) => {
+    match shard {
+        Shard::WHOLE => super::report(output, start.elapsed().as_secs_f64()),
+        Shard { index, count } => {
             let seconds = start.elapsed().as_secs_f64();
             let line = format!("{}: part {index} of {count}, {rows} rows, {seconds:.1} s", output.display());
             Ok(super::super::print(&line)?)
         }
     }
+}
+
+fn shard(args: &Args) -> Shard {
+    args.shard.map_or(Shard::WHOLE, |(index, count)| Shard { index: index as usize, count: count as usize })
 }
 
 /// The f-gram set that a table holds.

@@ -38,7 +38,7 @@ pub(super) struct Args {
 
 fn number(text: &str) -> Result<usize, String> {
     let number: f64 = text.parse().map_err(|_| format!("`{text}` is not a number like 1000000 or 1e6"))?;
-    match number >= 1.0 && number <= 1e15 && number.fract() == 0.0 {
+    match (1.0..=1e15).contains(&number) && number.fract() == 0.0 {
         true => Ok(number as usize),
         false => Err("a whole number from 1 to 1e15".to_owned()),
     }

@@ -8,7 +8,6 @@
 mod rows;
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,15 +16,14 @@ use parquet::data_type::{Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
-use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 use thiserror::Error;
 
 use crate::new_file::NewFile;
 
-use super::{FgramSet, Policy, SetError, rank_order};
-use rows::{RowError, Rows};
+use super::{FgramSet, Policy, SetBuilder, SetError, rank_order};
+use rows::{RowError, Rows, Stream};
 
 const SCHEMA: &str = "message fgrams {
     required group tokens (LIST) { repeated group list { required int32 element (INTEGER(32, false)); } }
@@ -34,6 +32,9 @@ const SCHEMA: &str = "message fgrams {
 
 /// F-grams in a row group.
 const ROW_GROUP: usize = 1 << 20;
+
+/// Rows read at a time.
+const BATCH: usize = 1 << 13;
 
 const MAX_N_KEY: &str = "scone.max_n";
 const SPECIAL_TOKENS_KEY: &str = "scone.special_tokens";
@@ -83,51 +84,13 @@ pub enum FileError {
 /// # Errors
 /// Where the directory cannot be written.
 pub fn write(set: &FgramSet, path: impl AsRef<Path>) -> Result<(), FileError> {
-    let path = path.as_ref();
-    let io = |source| FileError::Io { doing: "write", path: path.to_owned(), source };
-    let mut file = NewFile::create(path).map_err(io)?;
-    write_to(set, &mut file).map_err(|source| FileError::Parquet { path: path.to_owned(), source })?;
-    file.commit().map_err(io)
-}
-
-fn write_to(set: &FgramSet, file: impl Write + Send) -> Result<(), ParquetError> {
-    let policy = set.policy();
-    let special: Vec<String> = policy.special_tokens.iter().map(u32::to_string).collect();
-    let metadata = vec![
-        KeyValue::new(MAX_N_KEY.to_owned(), policy.max_n.to_string()),
-        KeyValue::new(SPECIAL_TOKENS_KEY.to_owned(), special.join(",")),
-        KeyValue::new(TOKENIZER_KEY.to_owned(), policy.tokenizer_sha256.clone()),
-    ];
-    let properties = WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_key_value_metadata(Some(metadata))
-        .build();
-    let schema = Arc::new(parse_message_type(SCHEMA)?);
-    let mut writer = SerializedFileWriter::new(file, schema, Arc::new(properties))?;
-    let ranks: Vec<u32> = (0..set.len() as u32).collect();
-    for ranks in ranks.chunks(ROW_GROUP) {
-        let mut group = writer.next_row_group()?;
-        let (mut elements, mut repetition) = (Vec::new(), Vec::new());
-        for tokens in ranks.iter().filter_map(|&rank| set.tokens(rank)) {
-            for (i, &token) in tokens.iter().enumerate() {
-                repetition.push(i16::from(i > 0));
-                elements.push(token as i32);
-            }
+    let mut writer = Writer::create(path.as_ref(), set.policy())?;
+    for (rank, &count) in (0..).zip(set.counts()) {
+        if let Some(tokens) = set.tokens(rank) {
+            writer.push(&tokens, count)?;
         }
-        if let Some(mut column) = group.next_column()? {
-            let definition = vec![1; elements.len()];
-            column.typed::<Int32Type>().write_batch(&elements, Some(&definition), Some(&repetition))?;
-            column.close()?;
-        }
-        if let Some(mut column) = group.next_column()? {
-            let counts: Vec<i64> = ranks.iter().map(|&rank| set.counts()[rank as usize] as i64).collect();
-            column.typed::<Int64Type>().write_batch(&counts, None, None)?;
-            column.close()?;
-        }
-        group.close()?;
     }
-    writer.close()?;
-    Ok(())
+    writer.finish()
 }
 
 /// Reads a set that has its policy with it, as [`write()`] makes it.
@@ -148,44 +111,217 @@ pub fn read_with(path: impl AsRef<Path>, default: &Policy) -> Result<FgramSet, F
 }
 
 fn open(path: &Path, default: Option<&Policy>) -> Result<FgramSet, FileError> {
-    let file =
-        File::open(path).map_err(|source| FileError::Io { doing: "open", path: path.to_owned(), source })?;
-    // The library panics on some damaged files (a negative offset, for one); that is an error like any other.
-    let reading = std::panic::AssertUnwindSafe(|| {
-        let reader = SerializedFileReader::new(file)?;
-        let rows = Rows::read(&reader)?;
-        Ok((reader, rows))
-    });
-    let outcome = std::panic::catch_unwind(reading)
-        .unwrap_or_else(|_| Err(ParquetError::General("its metadata makes no sense".to_owned()).into()));
-    let (reader, rows) = outcome.map_err(|error| match error {
-        RowError::Parquet(source) => FileError::Parquet { path: path.to_owned(), source },
-        RowError::Content(what) => FileError::Content { path: path.to_owned(), what },
-    })?;
-    let metadata = reader.metadata().file_metadata().key_value_metadata();
-    let value = |key| {
-        let pair = metadata?.iter().find(|pair| pair.key == key)?;
-        pair.value.as_deref()
-    };
-    let policy = policy(value, default, rows.longest())
-        .map_err(|what| FileError::Content { path: path.to_owned(), what })?;
+    let set_error = |source| FileError::Set { path: path.to_owned(), source };
+    let mut reader = Reader::open(path)?;
+    // What is in order of rank, as our files are, is never in memory as a whole.
+    if reader.has_max_n() {
+        let mut builder = SetBuilder::new(reader.policy(default)?, reader.len()).map_err(set_error)?;
+        let outcome = reader.for_each(|tokens, count| builder.push(tokens, count))?;
+        match outcome {
+            Ok(()) => return Ok(builder.finish()),
+            Err(SetError::Order { .. }) => {}
+            Err(error) => return Err(set_error(error)),
+        }
+        reader = Reader::open(path)?;
+    }
+    let mut rows = Rows::default();
+    while reader.append(&mut rows)? {}
+    let mut policy = reader.policy(default)?;
+    if !reader.has_max_n() {
+        policy.max_n = rows.iter().map(|(tokens, _)| tokens.len()).max().unwrap_or(0).max(2);
+    }
     let mut ranked: Vec<(&[u32], u64)> = rows.iter().collect();
     if !ranked.is_sorted_by(|&a, &b| rank_order(a, b).is_le()) {
         ranked.sort_unstable_by(|&a, &b| rank_order(a, b));
     }
-    FgramSet::from_ranked(policy, ranked).map_err(|source| FileError::Set { path: path.to_owned(), source })
+    FgramSet::from_ranked(policy, ranked).map_err(set_error)
+}
+
+/// Writes rows as they come, under a temporary name: a set, or the counts of n-grams.
+pub struct Writer {
+    path: PathBuf,
+    writer: SerializedFileWriter<NewFile>,
+    elements: Vec<i32>,
+    repetition: Vec<i16>,
+    counts: Vec<i64>,
+}
+
+impl Writer {
+    /// Begins a file.
+    ///
+    /// # Errors
+    /// Where the directory cannot be written.
+    pub fn create(path: &Path, policy: &Policy) -> Result<Self, FileError> {
+        let file = NewFile::create(path).map_err(|source| FileError::Io {
+            doing: "write",
+            path: path.to_owned(),
+            source,
+        })?;
+        let special: Vec<String> = policy.special_tokens.iter().map(u32::to_string).collect();
+        let metadata = vec![
+            KeyValue::new(MAX_N_KEY.to_owned(), policy.max_n.to_string()),
+            KeyValue::new(SPECIAL_TOKENS_KEY.to_owned(), special.join(",")),
+            KeyValue::new(TOKENIZER_KEY.to_owned(), policy.tokenizer_sha256.clone()),
+        ];
+        let properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
+            .set_key_value_metadata(Some(metadata))
+            .build();
+        let writer = parse_message_type(SCHEMA)
+            .and_then(|schema| SerializedFileWriter::new(file, Arc::new(schema), Arc::new(properties)))
+            .map_err(|source| FileError::Parquet { path: path.to_owned(), source })?;
+        let path = path.to_owned();
+        Ok(Self { path, writer, elements: Vec::new(), repetition: Vec::new(), counts: Vec::new() })
+    }
+
+    /// Appends a row.
+    ///
+    /// # Errors
+    /// Where the disk cannot be written.
+    pub fn push(&mut self, tokens: &[u32], count: u64) -> Result<(), FileError> {
+        for (i, &token) in tokens.iter().enumerate() {
+            self.repetition.push(i16::from(i > 0));
+            self.elements.push(token as i32);
+        }
+        self.counts.push(count as i64);
+        if self.counts.len() == ROW_GROUP { self.end_group() } else { Ok(()) }
+    }
+
+    fn end_group(&mut self) -> Result<(), FileError> {
+        self.write_group().map_err(|source| FileError::Parquet { path: self.path.clone(), source })?;
+        self.elements.clear();
+        self.repetition.clear();
+        self.counts.clear();
+        Ok(())
+    }
+
+    fn write_group(&mut self) -> Result<(), ParquetError> {
+        let mut group = self.writer.next_row_group()?;
+        if let Some(mut column) = group.next_column()? {
+            let definition = vec![1; self.elements.len()];
+            let (elements, repetition) = (&self.elements, &self.repetition);
+            column.typed::<Int32Type>().write_batch(elements, Some(&definition), Some(repetition))?;
+            column.close()?;
+        }
+        if let Some(mut column) = group.next_column()? {
+            column.typed::<Int64Type>().write_batch(&self.counts, None, None)?;
+            column.close()?;
+        }
+        group.close()?;
+        Ok(())
+    }
+
+    /// Writes what is left, makes the file durable and gives it its name.
+    ///
+    /// # Errors
+    /// Where the disk cannot be written.
+    pub fn finish(mut self) -> Result<(), FileError> {
+        if !self.counts.is_empty() {
+            self.end_group()?;
+        }
+        let Self { path, writer, .. } = self;
+        let file = writer.into_inner().map_err(|source| FileError::Parquet { path: path.clone(), source })?;
+        file.commit().map_err(|source| FileError::Io { doing: "write", path, source })
+    }
+}
+
+/// Reads rows as they stand, some thousands at a time.
+pub struct Reader {
+    path: PathBuf,
+    stream: Stream,
+    rows: Rows,
+    at: usize,
+}
+
+impl Reader {
+    /// Opens a file of rows.
+    ///
+    /// # Errors
+    /// Where it cannot be read or is not Parquet.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        let file = File::open(path).map_err(|source| FileError::Io {
+            doing: "open",
+            path: path.to_owned(),
+            source,
+        })?;
+        let stream = guard(path, || Stream::new(file))?;
+        Ok(Self { path: path.to_owned(), stream, rows: Rows::default(), at: 0 })
+    }
+
+    /// The policy; what the file does not say of it is taken from `default`.
+    ///
+    /// # Errors
+    /// Where it is said nowhere, or makes no sense.
+    pub fn policy(&self, default: Option<&Policy>) -> Result<Policy, FileError> {
+        policy(|key| self.stream.value(key), default)
+            .map_err(|what| FileError::Content { path: self.path.clone(), what })
+    }
+
+    /// Whether the file says its K.
+    pub fn has_max_n(&self) -> bool {
+        self.stream.value(MAX_N_KEY).is_some()
+    }
+
+    /// How many rows the file says it has.
+    fn len(&self) -> usize {
+        self.stream.len()
+    }
+
+    /// The next row; `None` after the last.
+    ///
+    /// # Errors
+    /// Where the file is damaged, or its columns are not those of n-grams and counts.
+    pub fn next_row(&mut self) -> Result<Option<(&[u32], u64)>, FileError> {
+        if self.at == self.rows.len() {
+            let mut rows = std::mem::take(&mut self.rows);
+            rows.clear();
+            self.at = 0;
+            let more = self.append(&mut rows);
+            self.rows = rows;
+            if !more? {
+                return Ok(None);
+            }
+        }
+        self.at += 1;
+        Ok(self.rows.get(self.at - 1))
+    }
+
+    fn for_each<E>(
+        &mut self,
+        mut take: impl FnMut(&[u32], u64) -> Result<(), E>,
+    ) -> Result<Result<(), E>, FileError> {
+        while let Some((tokens, count)) = self.next_row()? {
+            if let Err(error) = take(tokens, count) {
+                return Ok(Err(error));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn append(&mut self, rows: &mut Rows) -> Result<bool, FileError> {
+        guard(&self.path, || self.stream.append(rows, BATCH))
+    }
+}
+
+/// The library panics on some damaged files (a negative offset, for one); that is an error like any other.
+fn guard<T>(path: &Path, read: impl FnOnce() -> Result<T, RowError>) -> Result<T, FileError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(read))
+        .unwrap_or_else(|_| Err(ParquetError::General("its metadata makes no sense".to_owned()).into()))
+        .map_err(|error| match error {
+            RowError::Parquet(source) => FileError::Parquet { path: path.to_owned(), source },
+            RowError::Content(what) => FileError::Content { path: path.to_owned(), what },
+        })
 }
 
 fn policy<'a>(
     value: impl Fn(&'static str) -> Option<&'a str>,
     default: Option<&Policy>,
-    longest: usize,
 ) -> Result<Policy, String> {
     let missing =
         |key: &str| format!("its metadata has no {key}, so the tokenizer it belongs to must be given");
     let max_n = match (value(MAX_N_KEY), default) {
         (Some(text), _) => text.parse().map_err(|_| format!("{MAX_N_KEY} is {text:?}"))?,
-        (None, Some(_)) => longest.max(2),
+        (None, Some(default)) => default.max_n,
         (None, None) => return Err(missing(MAX_N_KEY)),
     };
     let special_tokens = match (value(SPECIAL_TOKENS_KEY), default) {

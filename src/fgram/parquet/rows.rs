@@ -26,7 +26,7 @@ impl From<String> for RowError {
     }
 }
 
-/// The rows of a file, flat.
+/// Some rows of a file, flat.
 #[derive(Default)]
 pub(super) struct Rows {
     tokens: Vec<u32>,
@@ -36,15 +36,166 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    pub(super) fn read(reader: &SerializedFileReader<File>) -> Result<Self, RowError> {
-        let mut rows = Self::default();
-        for group in 0..reader.num_row_groups() {
-            rows.append(&*reader.get_row_group(group)?)?;
-        }
-        Ok(rows)
+    pub(super) fn clear(&mut self) {
+        self.tokens.clear();
+        self.ends.clear();
+        self.counts.clear();
     }
 
-    fn append(&mut self, group: &dyn RowGroupReader) -> Result<(), RowError> {
+    pub(super) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub(super) fn get(&self, row: usize) -> Option<(&[u32], u64)> {
+        let start = row.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
+        Some((&self.tokens[start..*self.ends.get(row)?], *self.counts.get(row)?))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u32], u64)> {
+        (0..self.len()).filter_map(|row| self.get(row))
+    }
+
+    /// Appends up to `most` lists; gives how many.
+    fn lists<T: DataType>(
+        &mut self,
+        reader: &mut ColumnReaderImpl<T>,
+        (most, full): (usize, i16),
+        token: impl Fn(T::T) -> Option<u32>,
+    ) -> Result<usize, RowError> {
+        let (mut definition, mut repetition, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        let mut done = 0;
+        while done < most {
+            definition.clear();
+            repetition.clear();
+            values.clear();
+            let (records, _, levels) = reader.read_records(
+                most - done,
+                Some(&mut definition),
+                Some(&mut repetition),
+                &mut values,
+            )?;
+            if records == 0 && levels == 0 {
+                break;
+            }
+            done += records;
+            if values.len() != repetition.len() || definition.iter().any(|&level| level != full) {
+                return Err("`tokens` is null or empty".to_owned().into());
+            }
+            for (value, &level) in values.drain(..).zip(&repetition) {
+                if level == 0 {
+                    self.ends.push(self.tokens.len());
+                }
+                let Some(end) = self.ends.last_mut() else {
+                    return Err("`tokens` does not begin with a row".to_owned().into());
+                };
+                self.tokens.push(token(value).ok_or_else(|| "a token is negative or huge".to_owned())?);
+                *end = self.tokens.len();
+            }
+        }
+        Ok(done)
+    }
+
+    /// Appends up to `most` counts.
+    fn counts<T: DataType>(
+        &mut self,
+        reader: &mut ColumnReaderImpl<T>,
+        most: usize,
+        count: impl Fn(T::T) -> Option<u64>,
+    ) -> Result<(), RowError> {
+        let (mut definition, mut values, mut done) = (Vec::new(), Vec::new(), 0);
+        while done < most {
+            definition.clear();
+            values.clear();
+            let (records, _, _) =
+                reader.read_records(most - done, Some(&mut definition), None, &mut values)?;
+            if records == 0 {
+                break;
+            }
+            done += records;
+            if values.len() != records {
+                return Err("`count` is null".to_owned().into());
+            }
+            for value in values.drain(..) {
+                self.counts.push(count(value).ok_or_else(|| "a count is negative".to_owned())?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a file from front to back.
+pub(super) struct Stream {
+    reader: SerializedFileReader<File>,
+    next_group: usize,
+    open: Option<Group>,
+    /// Rows given so far.
+    done: u64,
+    /// The file's size.
+    bytes: usize,
+}
+
+/// The two columns of the row group that is being read.
+struct Group {
+    tokens: ColumnReader,
+    counts: ColumnReader,
+    /// The definition level of a token that is there.
+    full: i16,
+    /// Rows that were not given yet.
+    left: i64,
+}
+
+impl Stream {
+    pub(super) fn new(file: File) -> Result<Self, RowError> {
+        let bytes = file.metadata().map_or(0, |metadata| metadata.len() as usize);
+        Ok(Self { reader: SerializedFileReader::new(file)?, next_group: 0, open: None, done: 0, bytes })
+    }
+
+    /// How many rows the file says it has, as far as its size can be true.
+    pub(super) fn len(&self) -> usize {
+        let rows = self.reader.metadata().file_metadata().num_rows();
+        usize::try_from(rows).unwrap_or(0).min(self.bytes)
+    }
+
+    /// A value of the file's metadata.
+    pub(super) fn value(&self, key: &str) -> Option<&str> {
+        let pairs = self.reader.metadata().file_metadata().key_value_metadata()?;
+        pairs.iter().find(|pair| pair.key == key)?.value.as_deref()
+    }
+
+    /// Appends up to `most` rows of one row group; gives whether there were any.
+    pub(super) fn append(&mut self, rows: &mut Rows, most: usize) -> Result<bool, RowError> {
+        loop {
+            if let Some(group) = &mut self.open
+                && group.left > 0
+            {
+                let before = (rows.ends.len(), rows.counts.len());
+                let place = |error| match error {
+                    RowError::Content(what) => {
+                        RowError::Content(format!("{what} in one of the {most} rows from {} on", self.done))
+                    }
+                    error => error,
+                };
+                let most = most.min(usize::try_from(group.left).unwrap_or(most));
+                group.append(rows, most).map_err(place)?;
+                let (tokens, counts) = (rows.ends.len() - before.0, rows.counts.len() - before.1);
+                if tokens != counts || tokens == 0 {
+                    return Err(format!("{tokens} rows of tokens, {counts} of counts").into());
+                }
+                group.left -= tokens as i64;
+                self.done += tokens as u64;
+                return Ok(true);
+            }
+            if self.next_group == self.reader.num_row_groups() {
+                return Ok(false);
+            }
+            self.open = Some(Group::open(&*self.reader.get_row_group(self.next_group)?)?);
+            self.next_group += 1;
+        }
+    }
+}
+
+impl Group {
+    fn open(group: &dyn RowGroupReader) -> Result<Self, RowError> {
         let metadata = group.metadata();
         let (tokens, counts) = (leaf(metadata, "tokens", 1)?, leaf(metadata, "count", 0)?);
         for column in [metadata.column(tokens), metadata.column(counts)] {
@@ -55,97 +206,26 @@ impl Rows {
             }
         }
         let full = metadata.column(tokens).column_descr().max_def_level();
-        let before = self.ends.len();
-        match group.get_column_reader(tokens)? {
+        let (tokens, counts) = (group.get_column_reader(tokens)?, group.get_column_reader(counts)?);
+        Ok(Self { tokens, counts, full, left: metadata.num_rows() })
+    }
+
+    fn append(&mut self, rows: &mut Rows, most: usize) -> Result<(), RowError> {
+        let wanted = (most, self.full);
+        let done = match &mut self.tokens {
             ColumnReader::Int32ColumnReader(reader) => {
-                self.lists(reader, full, |id| u32::try_from(id).ok())?;
+                rows.lists(reader, wanted, |id| u32::try_from(id).ok())?
             }
             ColumnReader::Int64ColumnReader(reader) => {
-                self.lists(reader, full, |id| u32::try_from(id).ok())?;
+                rows.lists(reader, wanted, |id| u32::try_from(id).ok())?
             }
             _ => return Err("the elements of `tokens` must be integers of 32 or 64 bits".to_owned().into()),
+        };
+        match &mut self.counts {
+            ColumnReader::Int32ColumnReader(reader) => rows.counts(reader, done, |n| u64::try_from(n).ok()),
+            ColumnReader::Int64ColumnReader(reader) => rows.counts(reader, done, |n| u64::try_from(n).ok()),
+            _ => Err("`count` must be an integer of 32 or 64 bits".to_owned().into()),
         }
-        match group.get_column_reader(counts)? {
-            ColumnReader::Int32ColumnReader(reader) => {
-                self.counts(reader, |n| u64::try_from(n).ok())?;
-            }
-            ColumnReader::Int64ColumnReader(reader) => {
-                self.counts(reader, |n| u64::try_from(n).ok())?;
-            }
-            _ => return Err("`count` must be an integer of 32 or 64 bits".to_owned().into()),
-        }
-        if self.ends.len() != self.counts.len() || (self.ends.len() - before) as i64 != metadata.num_rows() {
-            let what = format!("{} rows of tokens, {} of counts", self.ends.len(), self.counts.len());
-            return Err(what.into());
-        }
-        Ok(())
-    }
-
-    fn lists<T: DataType>(
-        &mut self,
-        mut reader: ColumnReaderImpl<T>,
-        full: i16,
-        token: impl Fn(T::T) -> Option<u32>,
-    ) -> Result<(), RowError> {
-        let (mut definition, mut repetition, mut values) = (Vec::new(), Vec::new(), Vec::new());
-        loop {
-            definition.clear();
-            repetition.clear();
-            values.clear();
-            let (records, _, levels) =
-                reader.read_records(1 << 16, Some(&mut definition), Some(&mut repetition), &mut values)?;
-            if records == 0 && levels == 0 {
-                return Ok(());
-            }
-            if values.len() != repetition.len() || definition.iter().any(|&level| level != full) {
-                return Err(format!("`tokens` is null or empty near row {}", self.ends.len()).into());
-            }
-            for (value, &level) in values.drain(..).zip(&repetition) {
-                if level == 0 {
-                    self.ends.push(self.tokens.len());
-                }
-                let row = self.ends.len();
-                let Some(end) = self.ends.last_mut() else {
-                    return Err("`tokens` does not begin with a row".to_owned().into());
-                };
-                self.tokens
-                    .push(token(value).ok_or_else(|| format!("row {row} has a negative or huge token"))?);
-                *end = self.tokens.len();
-            }
-        }
-    }
-
-    fn counts<T: DataType>(
-        &mut self,
-        mut reader: ColumnReaderImpl<T>,
-        count: impl Fn(T::T) -> Option<u64>,
-    ) -> Result<(), RowError> {
-        let (mut definition, mut values) = (Vec::new(), Vec::new());
-        loop {
-            definition.clear();
-            values.clear();
-            let (records, _, _) = reader.read_records(1 << 16, Some(&mut definition), None, &mut values)?;
-            if records == 0 {
-                return Ok(());
-            }
-            if values.len() != records {
-                return Err(format!("`count` is null near row {}", self.counts.len()).into());
-            }
-            for value in values.drain(..) {
-                let row = self.counts.len();
-                self.counts.push(count(value).ok_or_else(|| format!("row {row} has a negative count"))?);
-            }
-        }
-    }
-
-    pub(super) fn longest(&self) -> usize {
-        self.iter().map(|(tokens, _)| tokens.len()).max().unwrap_or(0)
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u32], u64)> {
-        let starts = std::iter::once(0).chain(self.ends.iter().copied());
-        let lists = starts.zip(&self.ends).map(|(start, &end)| &self.tokens[start..end]);
-        lists.zip(self.counts.iter().copied())
     }
 }
 

@@ -1,0 +1,82 @@
+//! How much of everything fits the memory that was given.
+
+/// Never fewer keys than this in a thread's buffer.
+const LEAST_KEYS: usize = 1 << 10;
+/// More would not make a merge faster.
+const MOST_KEYS: usize = 1 << 25;
+/// A key lies in the buffer, in its scratch space and, encoded, in the run.
+const BYTES_A_KEY: usize = 24;
+/// What one run of a merge is read through.
+const LEAST_READ: usize = 4 << 10;
+const MOST_READ: usize = 256 << 10;
+/// Runs that are merged at once, whatever the memory.
+const LEAST_FAN_IN: usize = 4;
+const MOST_FAN_IN: usize = 1 << 12;
+/// Survivors that are numbered at once, whatever the memory, and bytes each takes: 12 a slot, two slots of three full.
+const LEAST_NUMBERS: usize = 1 << 10;
+const BYTES_A_NUMBER: usize = 18;
+
+/// Where nothing says how much memory the machine has.
+const UNKNOWN_MEMORY: u64 = 8 << 30;
+
+/// What a scan may hold at a time. Made so that all of it together stays below the memory given, which is measured from
+/// what the process holds when mining begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Budget {
+    pub(super) threads: usize,
+    /// Keys in one thread's buffer.
+    pub(super) keys: usize,
+    /// Bytes of runs kept in memory; what is beyond goes to files.
+    pub(super) runs: u64,
+    /// Runs merged at once.
+    pub(super) fan_in: usize,
+    /// Bytes of each run that are read at a time.
+    pub(super) read: usize,
+    /// Survivors that are looked up at once.
+    pub(super) numbers: usize,
+}
+
+impl Budget {
+    /// Divides `memory`, the most bytes that the process may hold.
+    pub(super) fn new(memory: u64, threads: usize) -> Self {
+        let threads = threads.max(1);
+        // The allocator keeps a little of what was given back; chunks and buffers of files need some.
+        let free = memory.saturating_sub(resident()).saturating_sub(8 << 20) as usize;
+        let free = free / 20 * 19;
+        let keys = (free / 100 * 55 / threads / BYTES_A_KEY).clamp(LEAST_KEYS, MOST_KEYS);
+        let runs = (free - (keys * threads * BYTES_A_KEY).min(free)) as u64 / 4 * 3;
+        // Merging, the buffers of keys are gone and the runs are not.
+        let reads = free / 2 / threads;
+        let fan_in = (reads / LEAST_READ).clamp(LEAST_FAN_IN, MOST_FAN_IN);
+        let numbers = (free / 4 * 3 / BYTES_A_NUMBER).max(LEAST_NUMBERS);
+        Self { threads, keys, runs, fan_in, read: reads, numbers }
+    }
+
+    /// Bytes that each of so many runs is read through.
+    pub(super) fn read_of(&self, runs: usize) -> usize {
+        (self.read / runs.max(1)).clamp(LEAST_READ, MOST_READ)
+    }
+}
+
+/// Half of the machine's memory, or of what the process's control group may have.
+pub fn half_of_memory() -> u64 {
+    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let group = group.and_then(|text| text.trim().parse::<u64>().ok());
+    let machine = kib_field("/proc/meminfo", "MemTotal:");
+    [group, machine].into_iter().flatten().min().unwrap_or(UNKNOWN_MEMORY) / 2
+}
+
+/// The most bytes that this process has held so far; `None` where the system does not say.
+pub fn peak_resident() -> Option<u64> {
+    kib_field("/proc/self/status", "VmHWM:")
+}
+
+fn resident() -> u64 {
+    kib_field("/proc/self/status", "VmRSS:").unwrap_or(0)
+}
+
+fn kib_field(path: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
+    value.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+}
