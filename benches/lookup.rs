@@ -164,7 +164,7 @@ fn main() {
     let lmdb = Lmdb { database, transaction: environment.read_txn().expect("a transaction") };
     let lmdb_bytes = environment.real_disk_size().expect("LMDB's size");
 
-    let size = index.keys().len() * 8 + index.slots().len() * 4;
+    let size = index.keys().len() * 8 + index.buckets().len() * 64;
     println!(
         "bytes a key: ours {:.2}, hashbrown {:.2}, LMDB {:.2}",
         size as f64 / n as f64,

@@ -1,5 +1,5 @@
+use super::buckets::{Bucket, Buckets, Glance, Start};
 use super::prefetch::prefetch;
-use super::slots::{Slots, Start};
 use super::{Key, MAX_N};
 
 /// The longest f-gram that ends at a position.
@@ -13,24 +13,25 @@ pub struct Match {
 
 /// Finds f-grams by their keys: a view of two arrays, in memory or in a mapped table.
 ///
-/// `slots` is a hash table whose entries are ranks; `keys` are the f-grams by rank. The key is compared on every hit,
+/// `buckets` are a hash table whose entries are ranks; `keys` are the f-grams by rank. The key is compared on every hit,
 /// so a wrong answer is impossible in an undamaged file; in a damaged one every access is still checked and every
 /// search ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Index<'a> {
     keys: &'a [Key],
-    slots: Slots<'a>,
+    buckets: Buckets<'a>,
     max_n: usize,
 }
 
 impl<'a> Index<'a> {
-    /// A view of `keys` in order of rank and of the slots that [`build_slots`](super::build_slots) made for them.
-    pub fn new(keys: &'a [Key], slots: &'a [u32], max_n: usize) -> Self {
-        Self { keys, slots: Slots::new(slots, keys.len()), max_n: max_n.min(MAX_N) }
+    /// A view of `keys` in order of rank and of the buckets that [`build_buckets`](super::build_buckets) made for them.
+    pub fn new(keys: &'a [Key], buckets: &'a [Bucket], max_n: usize) -> Self {
+        Self::of_buckets(keys, Buckets::new(buckets, keys.len()), max_n)
     }
 
-    pub(super) fn of_slots(keys: &'a [Key], slots: Slots<'a>, max_n: usize) -> Self {
-        Self { keys, slots, max_n: max_n.min(MAX_N) }
+    /// A view of keys whose buckets may have room for more.
+    pub(super) fn of_buckets(keys: &'a [Key], buckets: Buckets<'a>, max_n: usize) -> Self {
+        Self { keys, buckets, max_n: max_n.min(MAX_N) }
     }
 
     /// The number of f-grams.
@@ -50,7 +51,7 @@ impl<'a> Index<'a> {
 
     /// The rank of the f-gram with this key.
     pub fn find(&self, key: Key) -> Option<u32> {
-        self.slots.candidates(self.slots.fetch(key)).find(|&rank| self.keys.get(rank as usize) == Some(&key))
+        self.buckets.candidates(key).find(|&rank| self.keys.get(rank as usize) == Some(&key))
     }
 
     /// The rank of the f-gram of exactly these tokens.
@@ -124,9 +125,9 @@ impl<'a> Index<'a> {
         self.keys
     }
 
-    /// The hash table's slots.
-    pub fn slots(&self) -> &'a [u32] {
-        self.slots.as_slice()
+    /// The hash table.
+    pub fn buckets(&self) -> &'a [Bucket] {
+        self.buckets.as_slice()
     }
 }
 
@@ -148,13 +149,19 @@ struct Block<'t> {
     probes: [Probe; BLOCK],
 }
 
+/// The candidate of a key that is not there. No rank is as large.
+const NONE: u32 = u32::MAX;
+
+/// The candidate of a key that its first bucket does not settle.
+const ELSEWHERE: u32 = u32::MAX - 1;
+
 #[derive(Clone, Copy, Default)]
 struct Probe {
     position: usize,
     key: Key,
     start: Start,
-    /// A rank whose key has yet to be compared.
-    candidate: Option<u32>,
+    /// A rank whose key has yet to be compared, or [`NONE`] or [`ELSEWHERE`].
+    candidate: u32,
 }
 
 impl Default for Block<'_> {
@@ -190,16 +197,17 @@ impl<'t> Block<'t> {
                 break;
             }
             for probe in &mut self.probes[..probes] {
-                probe.candidate = index.slots.first(probe.start);
-                if let Some(rank) = probe.candidate {
-                    prefetch(index.keys, rank as usize);
-                }
+                probe.candidate = match index.buckets.glance(probe.start) {
+                    Glance::Perhaps(rank) => rank,
+                    Glance::No => NONE,
+                    Glance::GoOn => ELSEWHERE,
+                };
+                prefetch(index.keys, probe.candidate as usize);
             }
-            for probe in &self.probes[..probes] {
-                let Some(candidate) = probe.candidate else { continue };
-                let hit = index.keys.get(candidate as usize) == Some(&probe.key);
-                // Another key with the same tag comes first: rare enough to begin again.
-                let rank = if hit { Some(candidate) } else { index.find(probe.key) };
+            for probe in self.probes[..probes].iter().filter(|probe| probe.candidate != NONE) {
+                let hit = index.keys.get(probe.candidate as usize) == Some(&probe.key);
+                // A full bucket, or another key with the same tag before it: rare enough to begin again.
+                let rank = if hit { Some(probe.candidate) } else { index.find(probe.key) };
                 if let Some(rank) = rank {
                     self.ranks[probe.position] = rank;
                     self.lengths[probe.position + 1] = n as u8;
@@ -227,7 +235,8 @@ impl<'t> Block<'t> {
                     2 => Key::of_bigram(first, tokens[tokens.len() - 1]),
                     _ => Key::of_longer(first, self.ranks[position]),
                 };
-                self.probes[probes] = Probe { position, key, start: index.slots.fetch(key), candidate: None };
+                self.probes[probes] =
+                    Probe { position, key, start: index.buckets.fetch(key), candidate: NONE };
                 probes += 1;
             }
         }

@@ -16,18 +16,18 @@
 //!
 //! Nothing here knows of tensors, and only [`parquet`] of files.
 
+mod buckets;
 mod index;
 mod key;
 pub mod parquet;
 mod prefetch;
 mod set;
-mod slots;
 pub mod twin;
 
+pub use buckets::{Bucket, bucket_count, build_buckets};
 pub use index::{Index, Match};
 pub use key::{Key, MAX_RANKS, MAX_VOCABULARY};
 pub use set::{FgramSet, Policy, SetBuilder, SetError, identity, rank_order};
-pub use slots::{build_slots, slot_count};
 
 /// The largest `K` that is supported: the longest f-gram has this many tokens.
 pub const MAX_N: usize = 16;

@@ -3,8 +3,8 @@ use std::cmp::Ordering;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use super::slots::Filling;
-use super::{Index, Key, MAX_N, MAX_RANKS, MAX_VOCABULARY, Match, build_slots};
+use super::buckets::Filling;
+use super::{Bucket, Index, Key, MAX_N, MAX_RANKS, MAX_VOCABULARY, Match, build_buckets};
 
 /// What may be an f-gram at all; stored with a set and with the table made of it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -74,7 +74,7 @@ pub fn rank_order(a: (&[u32], u64), b: (&[u32], u64)) -> Ordering {
 pub struct FgramSet {
     policy: Policy,
     keys: Vec<Key>,
-    slots: Vec<u32>,
+    buckets: Vec<Bucket>,
     counts: Vec<u64>,
 }
 
@@ -96,13 +96,13 @@ impl FgramSet {
     /// The set of these keys and counts, by rank, from a caller who knows that they are one: nothing is checked.
     /// For keys of a file use [`SetBuilder`] or [`verify`](crate::table::verify).
     pub fn from_keys(policy: Policy, keys: Vec<Key>, counts: Vec<u64>) -> Self {
-        let slots = build_slots(&keys);
-        Self { policy, keys, slots, counts }
+        let buckets = build_buckets(&keys);
+        Self { policy, keys, buckets, counts }
     }
 
     /// The index over the set.
     pub fn index(&self) -> Index<'_> {
-        Index::new(&self.keys, &self.slots, self.policy.max_n)
+        Index::new(&self.keys, &self.buckets, self.policy.max_n)
     }
 
     /// The number of f-grams.
@@ -149,7 +149,7 @@ pub struct SetBuilder {
     counts: Vec<u64>,
     /// Filled as the ranks come, so that prefix and suffix, which always have smaller ranks, are found.
     filling: Filling,
-    /// What the slots have room for.
+    /// What the buckets have room for.
     capacity: usize,
     previous: (Vec<u32>, u64),
 }
@@ -187,7 +187,7 @@ impl SetBuilder {
         let key = if tokens.len() == 2 {
             Key::of_bigram(tokens[0], tokens[1])
         } else {
-            let index = Index::of_slots(&self.keys, self.filling.slots(), self.policy.max_n);
+            let index = Index::of_buckets(&self.keys, self.filling.buckets(), self.policy.max_n);
             index.rank(&tokens[..tokens.len() - 1]).ok_or_else(|| missing("prefix"))?;
             Key::of_longer(tokens[0], index.rank(&tokens[1..]).ok_or_else(|| missing("suffix"))?)
         };
@@ -214,8 +214,8 @@ impl SetBuilder {
     /// The set.
     pub fn finish(self) -> FgramSet {
         let Self { policy, keys, counts, filling, capacity, .. } = self;
-        let slots = if keys.len() == capacity { filling.into_slots() } else { build_slots(&keys) };
-        FgramSet { policy, keys, slots, counts }
+        let buckets = if keys.len() == capacity { filling.into_buckets() } else { build_buckets(&keys) };
+        FgramSet { policy, keys, buckets, counts }
     }
 }
 
@@ -331,14 +331,16 @@ mod tests {
         #[test]
         fn damaged_arrays_never_panic_nor_hang(
             keys in prop::collection::vec((any::<u32>(), 0u32..4), 0..20),
-            slots in prop::collection::vec(prop_oneof![0u32..24, Just(u32::MAX)], 0..40),
+            slots in prop::collection::vec(prop_oneof![0u32..24, Just(u32::MAX)], 0..80),
             text in prop::collection::vec(0u32..4, 0..10),
         ) {
             let keys: Vec<Key> = keys
                 .into_iter()
                 .map(|(parent, token)| Key { parent: parent % 8 + (parent & 1) * MAX_VOCABULARY, token })
                 .collect();
-            let index = Index::new(&keys, &slots, 5);
+            let mut buckets = vec![<Bucket as bytemuck::Zeroable>::zeroed(); slots.len() / 16];
+            bytemuck::cast_slice_mut::<Bucket, u32>(&mut buckets).copy_from_slice(&slots[..slots.len() / 16 * 16]);
+            let index = Index::new(&keys, &buckets, 5);
             for rank in 0..24 {
                 prop_assert!(index.tokens(rank).is_none_or(|tokens| tokens.len() <= 5));
             }

@@ -1,14 +1,14 @@
 use std::borrow::Cow;
 
 use super::Table;
-use crate::fgram::{FgramSet, Key, Policy};
+use crate::fgram::{Bucket, FgramSet, Key, Policy};
 
 /// What a table holds besides its rows: its f-grams, how often each occurs, and the index that finds them.
 #[derive(Clone, Debug)]
 pub struct Contents<'a> {
     pub(super) policy: &'a Policy,
     pub(super) keys: Cow<'a, [Key]>,
-    pub(super) slots: Cow<'a, [u32]>,
+    pub(super) buckets: Cow<'a, [Bucket]>,
     /// Runs of equal counts: the counts, and the rank each run starts with.
     pub(super) count_values: Vec<u64>,
     pub(super) count_starts: Vec<u32>,
@@ -23,7 +23,7 @@ impl<'a> Contents<'a> {
         Self {
             policy: set.policy(),
             keys: Cow::Borrowed(set.index().keys()),
-            slots: Cow::Borrowed(set.index().slots()),
+            buckets: Cow::Borrowed(set.index().buckets()),
             count_values: runs().map(|run| run[0]).collect(),
             count_starts: starts.collect(),
             sha256: set.sha256(),
@@ -35,7 +35,7 @@ impl<'a> Contents<'a> {
         Self {
             policy: table.policy(),
             keys: Cow::Borrowed(table.index().keys()),
-            slots: Cow::Borrowed(table.index().slots()),
+            buckets: Cow::Borrowed(table.index().buckets()),
             count_values: table.count_values().to_vec(),
             count_starts: table.count_starts().to_vec(),
             sha256: table.identity().fgrams.clone(),
@@ -55,7 +55,7 @@ impl<'a> Contents<'a> {
         Contents {
             policy: self.policy,
             keys: Cow::Borrowed(&self.keys[ranks.clone()]),
-            slots: Cow::Borrowed(&[]),
+            buckets: Cow::Borrowed(&[]),
             count_values: self.count_values[first_run..end_run].to_vec(),
             count_starts: starts.map(|&start| start.saturating_sub(ranks.start as u32)).collect(),
             sha256: self.sha256.clone(),

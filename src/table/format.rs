@@ -7,7 +7,7 @@ use safetensors::Dtype;
 
 use super::header::{self, Header, Tensor};
 use super::{Identity, RowType};
-use crate::fgram::{MAX_N, MAX_RANKS, Policy, slot_count};
+use crate::fgram::{Bucket, MAX_N, MAX_RANKS, Policy, bucket_count};
 
 // Mapped numbers are used as they lie, and offsets are `usize`.
 const _: () = assert!(cfg!(target_endian = "little") && usize::BITS == 64);
@@ -94,14 +94,15 @@ impl Layout {
         let mut append = |name, dtype, shape: &[usize]| header::append(&mut tensors, name, dtype, shape);
         let rows = append("rows", row_type.dtype(), &[n, stride / row_type.element()]);
         let padding = append("padding", Dtype::U8, &[rows.end.next_multiple_of(PAGE) - rows.end]);
+        // Only the whole can be searched. The buckets come first, so that each is a cache line.
+        let buckets = if part.is_some() { 0 } else { bucket_count(n) };
+        let slots = append("slots", Dtype::U32, &[buckets, size_of::<Bucket>() / 4]);
         let keys = append("keys", Dtype::U32, &[n, 2]);
         let count_values = append("count_values", Dtype::U64, &[runs]);
         let scales = match row_type.has_scales() {
             true => append("scales", Dtype::F32, &[n]),
             false => count_values.end..count_values.end,
         };
-        // Only the whole can be searched.
-        let slots = append("slots", Dtype::U32, &[if part.is_some() { 0 } else { slot_count(n) }]);
         let count_starts = append("count_starts", Dtype::U32, &[runs]);
         let checksums = append("checksums", Dtype::U32, &[count_starts.end.div_ceil(BLOCK) + 2]);
         Self { tensors, rows, padding, keys, count_values, scales, slots, count_starts, checksums }

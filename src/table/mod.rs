@@ -11,16 +11,16 @@
 //! gaps between them. Any safetensors reader opens it. We write the header ourselves, because the usual writer
 //! sorts tensors by type and puts the first one anywhere, where we need `rows` to start on a page. All numbers are
 //! little-endian; N f-grams, width d, rows of w elements (d packed ones, or more where rows are aligned), M =
-//! [`slot_count`](crate::fgram::slot_count)`(N)` slots, C runs of counts.
+//! [`bucket_count`](crate::fgram::bucket_count)`(N)` buckets, C runs of counts.
 //!
 //! | tensor, in this order | type and shape | what it is |
 //! |---|---|---|
 //! | `rows` | F32, F16, BF16, I8 or U8 `[N, w]` | the embeddings by rank; starts at a multiple of 4096 bytes in the file |
 //! | `padding` | U8 `[P]` | P < 4096 zeros, so that all that follows starts on a page too |
+//! | `slots` | U32 `[M, 16]` | the hash table of [`build_buckets`](crate::fgram::build_buckets): ranks with tags, or `u32::MAX` where empty |
 //! | `keys` | U32 `[N, 2]` | each f-gram's [`Key`](crate::fgram::Key): its suffix's code and its first token |
 //! | `count_values` | U64 `[C]` | the counts in the corpus, strictly decreasing: one for each run of equal ones |
 //! | `scales` | F32 `[N]` | with I8 and U8 only: a row's numbers are its scale times what its bytes say |
-//! | `slots` | U32 `[M]` | the hash table of [`build_slots`](crate::fgram::build_slots): ranks with tags, or `u32::MAX` where empty |
 //! | `count_starts` | U32 `[C]` | the first rank of each run of counts: 0, then strictly increasing |
 //! | `checksums` | U32 `[B + 2]` | CRC-32s, below |
 //!
@@ -33,8 +33,10 @@
 //! byte in the same way, the sub-scale (1 to 15) of each 16 numbers. A number is scale times sub-scale times level. Whatever
 //! lies between the end of a row and the next (w elements further) is zero.
 //!
-//! The slot of a [`Key`](crate::fgram::Key) is searched for from (its hash times M) >> 64 on, the last followed by the first. With b
-//! the bits of N, a slot's lower b bits are the rank and the others the lower 32 - b bits of the hash.
+//! The [`Key`](crate::fgram::Key) of a rank is in the bucket (hash of the key times M) >> 64, in the first slot that was empty when
+//! ranks were put in in order, or if that bucket was full in the next one with room, the first following the last. With b the
+//! binary digits of N, a slot's lower b bits are the rank and the others the lower 32 - b bits of the hash. A bucket is a cache
+//! line, in the file and in a mapping.
 //!
 //! The header is padded with spaces. Its `__metadata__` (strings, as safetensors wants them) has `format`
 //! ("scone-table"), `version` ("2"), `rows` (N), `dim` (d), `quantization` ("none", "int8-row-absmax" or

@@ -5,7 +5,7 @@ use super::format::{BLOCK, Dimensions, Part};
 use super::verify::check_bytes;
 use super::writer::TableWriter;
 use super::{Contents, Identity, Table, TableError};
-use crate::fgram::{self, Key, build_slots};
+use crate::fgram::{self, Key, build_buckets};
 
 /// Joins the parts of a table, as [`TableWriter::open_part`] wrote them, into the table: the same file, byte for byte,
 /// that one writer would have made. Every part is checked against its checksums first. It goes on where a killed one
@@ -98,7 +98,7 @@ fn contents(parts: &[Table]) -> Result<Contents<'_>, TableError> {
     }
     Ok(Contents {
         policy: one.policy(),
-        slots: Cow::Owned(build_slots(&keys)),
+        buckets: Cow::Owned(build_buckets(&keys)),
         keys: Cow::Owned(keys),
         count_values: values,
         count_starts: starts,

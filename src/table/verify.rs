@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::format::BLOCK;
 use super::{Table, TableError};
-use crate::fgram::{self, Index, Key, MAX_VOCABULARY};
+use crate::fgram::{self, Bucket, Index, Key, MAX_VOCABULARY};
 
 /// What [`verify`] looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -187,7 +187,7 @@ fn fgrams(table: &Table) -> Result<(), Fault> {
         }
         before = Some((count, tokens));
     }
-    let filled = index.slots().iter().filter(|&&slot| slot != u32::MAX).count();
+    let filled: usize = index.buckets().iter().map(Bucket::len).sum();
     if filled != keys.len() {
         return fault("`slots`", format!("{filled} slots are filled for {} f-grams", keys.len()));
     }

@@ -175,10 +175,10 @@ impl<'a> TableWriter<'a> {
     fn index(&mut self) -> std::io::Result<()> {
         let Self { contents, layout, out, .. } = self;
         out.put(&vec![0; layout.padding.len()])?;
+        out.put(bytemuck::cast_slice(&contents.buckets))?;
         out.put(bytemuck::cast_slice(&contents.keys))?;
         out.put(bytemuck::cast_slice(&contents.count_values))?;
         out.put_scales()?;
-        out.put(bytemuck::cast_slice(&contents.slots))?;
         out.put(bytemuck::cast_slice(&contents.count_starts))
     }
 }
@@ -239,7 +239,7 @@ mod tests {
             assert_eq!(table.policy(), set.policy());
             assert_eq!(table.identity(), &testing::identity(&set));
             assert_eq!(table.index().keys(), set.index().keys());
-            assert_eq!(table.index().slots(), set.index().slots());
+            assert_eq!(table.index().buckets(), set.index().buckets());
             let given = testing::rows(set.len(), dim);
             for rank in 0..set.len() as u32 {
                 assert_eq!(table.count(rank), set.counts()[rank as usize]);
