@@ -39,6 +39,7 @@ fn main() {
     }
     let rows = Table::open(&path).expect("a table").len();
     println!("{rows} rows of {ROW} bytes; batches of {}, medians of {}", options.batch, options.repeats);
+    first_lookup(&path, rows, &options);
     cold(&path, rows, &options);
     warm(&path, rows, &options);
 }
@@ -180,6 +181,23 @@ fn fio(path: &Path, rows: usize, depth: usize) -> Option<f64> {
         .output()
         .ok()?;
     String::from_utf8(output.stdout).ok()?.split(';').nth(7)?.parse().ok()
+}
+
+/// From nothing but the file to the first row, its f-gram found in the index: all of it read from the disk.
+fn first_lookup(path: &Path, rows: usize, options: &Options) {
+    let (mut opened, mut found) = (Vec::new(), Vec::new());
+    for repeat in 0..options.repeats.max(5) {
+        let rank = Random::new(repeat as u64).below(rows) as u32;
+        drop_caches(path);
+        let start = Instant::now();
+        let table = Table::open(path).expect("the table");
+        opened.push(start.elapsed().as_secs_f64() * 1e3);
+        let tokens = [1 + rank / 4096, 1 + rank % 4096];
+        let first = table.index().longest_match(&tokens).expect("a bigram of the table");
+        table.gather(&[first.rank], &mut [0.0; DIM]).expect("its row");
+        found.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    println!("\ncold: opened after {:.2} ms, first row after {:.2} ms", median(opened), median(found));
 }
 
 fn warm(path: &Path, rows: usize, options: &Options) {

@@ -8,13 +8,13 @@ use crate::model::matmul_rate;
 use crate::table::plan;
 
 /// The share of the machine's matrix product rate that a build reaches; see docs/table.md.
-const BUILD_SHARE: f64 = 0.5;
+const BUILD_SHARE: f64 = 1.0;
 
 /// Say what disk, memory and time a table would take
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: scone table plan --rows 1e9 --dim 2048 --dtype int8 --fgram-params 1.8e9
 
-The build time is for this machine: a matrix product is timed for a moment, and a build reaches about half of its rate. n \
+The build time is for this machine: a matrix product is timed for a moment, and a build reaches that rate or more. n \
 machines that build a part each take the n-th part of it.")]
 pub(super) struct Args {
     /// F-grams; 1e9 is understood
