@@ -65,16 +65,16 @@ impl Embedding {
         }
         let x = take_rows(&self.tokens, &Arc::new(ids))?;
         let Some(table) = self.table() else { return Ok(x) };
-        // Before anything is read of a file that is known to be gone, and again when all was read.
-        table.check()?;
         let (at, ranks) = matches(&table, pieces);
-        table.check()?;
         if ranks.is_empty() {
+            // Perhaps because the file is gone. Where rows are gathered, that is found out with them.
+            table.check()?;
             return Ok(x);
         }
         let mut staging = vec![0f32; ranks.len() * table.dim()];
         match &self.fgrams {
             Fgrams::Model(_, model) => {
+                table.check()?;
                 staging.copy_from_slice(&rows_of(table.index(), model, &self.tokens, &ranks)?);
             }
             _ => table.gather(&ranks, &mut staging)?,
