@@ -28,7 +28,7 @@ pub enum TableError {
     /// A table of a version that this program does not know.
     #[error(
         "{} is a table of version {version}, and this program reads version 2: build it again with \
-         `scone table build`, or use the program that wrote it", .path.display()
+         `scone table build --fgrams FILE`, or use the program that wrote it", .path.display()
     )]
     Version {
         /// The file.
