@@ -106,9 +106,11 @@ async fn serve(listener: TcpListener, app: App) -> Result<()> {
         }
         eprintln!("stopping: finishing the answers under way");
     };
+    // Taken by a baseline too, which has nothing to reload: by default the signal would end it.
+    let hangup = signal(SignalKind::hangup())?;
     if let Some(live) = app.table.clone() {
         tokio::spawn(watch(Arc::clone(&live)));
-        tokio::spawn(reload_on_hangup(live, signal(SignalKind::hangup())?));
+        tokio::spawn(reload_on_hangup(live, hangup));
     }
     let mut stdout = std::io::stdout();
     writeln!(stdout, "listening on http://{}", listener.local_addr()?)?;
