@@ -19,6 +19,10 @@ const EMPTY: u32 = u32::MAX;
 /// Ranks to a bucket, on average.
 const FILL: usize = 10;
 
+/// Buckets that a search looks at, at most. One in twenty is full in a sound table, so many in a row never are; in a
+/// damaged one every search ends soon.
+const MOST: usize = 64;
+
 /// Keys whose buckets are fetched together while buckets are filled.
 const TOGETHER: usize = 32;
 
@@ -185,6 +189,7 @@ impl<'a> Buckets<'a> {
         let searched = after
             .iter()
             .chain(before)
+            .take(MOST)
             .take_while(move |bucket| !std::mem::replace(&mut is_over, bucket.has_room()));
         searched.flat_map(move |bucket| {
             let mut hits = bucket.hits(tag, self.rank_bits);

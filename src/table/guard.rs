@@ -19,6 +19,10 @@ use memmap2::Mmap;
 /// How many mappings can be guarded at a time; a server has one, and two while it reloads.
 const REGIONS: usize = 1024;
 
+/// Pages of one mapping that are replaced one by one; then all of it is given up at once. Each is a piece of its own to the
+/// system, which allows a process some 65,000 and fails at anything when they are used up.
+const PAGES: usize = 1000;
+
 /// A mapping that the handler knows. A signal handler must not lock or allocate: so atomics, in a fixed place.
 struct Region {
     is_taken: AtomicBool,
@@ -26,6 +30,8 @@ struct Region {
     base: AtomicUsize,
     len: AtomicUsize,
     is_broken: AtomicBool,
+    /// Pages that were replaced.
+    replaced: AtomicUsize,
 }
 
 static TABLE: [Region; REGIONS] = [const {
@@ -34,6 +40,7 @@ static TABLE: [Region; REGIONS] = [const {
         base: AtomicUsize::new(0),
         len: AtomicUsize::new(0),
         is_broken: AtomicBool::new(false),
+        replaced: AtomicUsize::new(0),
     }
 }; REGIONS];
 
@@ -96,6 +103,7 @@ impl Entry {
         };
         let entry = TABLE.iter().position(is_free)?;
         TABLE[entry].is_broken.store(false, Ordering::Relaxed);
+        TABLE[entry].replaced.store(0, Ordering::Relaxed);
         TABLE[entry].len.store(len, Ordering::Relaxed);
         TABLE[entry].base.store(base, Ordering::Release);
         Some(Self(entry))
@@ -151,14 +159,13 @@ fn replace(address: usize) -> bool {
         let (base, len) = (region.base.load(Ordering::Acquire), region.len.load(Ordering::Relaxed));
         if base != 0 && address.wrapping_sub(base) < len {
             region.is_broken.store(true, Ordering::Release);
-            ours = Some((base, len));
+            ours = Some((base, len, region.replaced.fetch_add(1, Ordering::Relaxed)));
         }
     }
-    let Some((base, len)) = ours else { return false };
+    let Some((base, len, replaced)) = ours else { return false };
     let page = PAGE.load(Ordering::Relaxed);
     let start = address & !(page - 1);
-    // The system limits how many pieces a mapping may be in. At the limit all of it is given up at once.
-    if !put_memory(start, page) {
+    if replaced >= PAGES || !put_memory(start, page) {
         return put_memory(base, len);
     }
     // SAFETY: `put_memory` has just put a page of memory there.
