@@ -6,7 +6,7 @@ use super::slices::{contiguous, elements, output};
 
 /// The weight `[outputs, inputs]` of a linear layer, as Hugging Face stores it.
 ///
-/// A weight that is being trained goes through the gemm crate. A fixed one goes through [`Panels`], whose order of
+/// A weight that is being trained goes through the gemm crate. A fixed one goes through `Panels`, whose order of
 /// summation does not depend on the batch, so that what is served for one sequence is the same, bit for bit, whatever
 /// runs beside it.
 pub struct Linear(Form);
