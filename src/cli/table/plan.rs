@@ -7,9 +7,6 @@ use super::build::RowArgs;
 use crate::model::matmul_rate;
 use crate::table::plan;
 
-/// The share of the machine's matrix product rate that a build reaches; see docs/table.md.
-const BUILD_SHARE: f64 = 1.0;
-
 /// Say what disk, memory and time a table would take
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: scone table plan --rows 1e9 --dim 2048 --dtype int8 --fgram-params 1.8e9
@@ -49,7 +46,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let planned = plan(args.rows, args.format.format(args.dim))?;
     let flops = args.fgram_params.map(|params| 2.0 * params as f64 * args.mean_length * args.rows as f64);
     let rate = flops.map(|_| matmul_rate()).transpose()?;
-    let seconds = flops.zip(rate).map(|(flops, rate)| flops / (rate * BUILD_SHARE));
+    let seconds = flops.zip(rate).map(|(flops, rate)| flops / rate);
     if args.json {
         let document = serde_json::json!({
             "bytes": planned, "build_flops": flops, "matmul_flops_per_second": rate, "build_seconds": seconds,
@@ -71,10 +68,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     );
     if let Some(((flops, rate), seconds)) = flops.zip(rate).zip(seconds) {
         let time = HumanDuration(Duration::from_secs_f64(seconds.min(1e12)));
-        let (work, rate, share) = (flops / 1e12, rate / 1e9, BUILD_SHARE * 100.0);
-        text += &format!(
-            "\nbuild on this machine   {time} ({work:.0} TFLOP; measured {rate:.0} GFLOP/s, of which {share:.0} %)"
-        );
+        let (work, rate) = (flops / 1e12, rate / 1e9);
+        text +=
+            &format!("\nbuild on this machine   {time} ({work:.0} TFLOP at the {rate:.0} GFLOP/s measured)");
     }
     Ok(super::super::print(&text)?)
 }
