@@ -15,6 +15,8 @@ pub mod table;
 
 pub mod corpus;
 
+pub mod kernels;
+
 pub mod model;
 
 pub mod engine;

@@ -18,17 +18,18 @@ const fn layer(name: &'static str, without: &'static [&'static str], tensors: bo
     Layer { name, without, tensors }
 }
 
-const LAYERS: [Layer; 11] = [
+const LAYERS: [Layer; 12] = [
     layer("new_file", &[], false),
     layer("tokenizer", &[], false),
     layer("fgram", &[], false),
     layer("table", &[], false),
     layer("corpus", &[], false),
+    layer("kernels", &["tokenizer", "fgram", "table", "corpus"], false),
     layer("model", &[], true),
     layer("engine", &[], true),
     layer("train", &["engine"], true),
     layer("server", &["corpus", "train"], false),
-    layer("bench", &["fgram", "table", "corpus", "model", "engine", "train", "server"], false),
+    layer("bench", &["fgram", "table", "corpus", "kernels", "model", "engine", "train", "server"], false),
     layer("cli", &[], true),
 ];
 

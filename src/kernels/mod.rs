@@ -1,0 +1,5 @@
+//! What a CPU computes a transformer with: slices in, slices out. No tensors, no model, no requests.
+
+mod encoding;
+
+pub use encoding::Encoding;
