@@ -53,13 +53,21 @@ impl Reference {
     }
 }
 
-fn piece(slot: usize, tokens: &[u32], past: usize) -> Piece<'_> {
-    const SLOTS: [u32; 3] = [0, 1, 2];
-    Piece { tokens, past, blocks: &SLOTS[slot..=slot], wanted: tokens.len() - past }
+/// Blocks that sequence `i` of three has: those of the three lie between each other.
+fn blocks(i: usize) -> Vec<u32> {
+    (0..4).map(|block| block * 3 + i as u32).collect()
 }
 
-fn logits(model: &mut Model, pieces: &[Piece<'_>]) -> Vec<Vec<f32>> {
-    model.forward(pieces).unwrap().to_vec2().unwrap()
+/// All logits of the tokens from `past` on, of several sequences in one step.
+fn logits(model: &mut Model, pieces: &[(usize, &[u32], usize)]) -> Vec<Vec<f32>> {
+    let blocks: Vec<_> = (0..3).map(blocks).collect();
+    let pieces: Vec<_> = pieces
+        .iter()
+        .map(|&(i, tokens, past)| Piece { tokens, past, blocks: &blocks[i], wanted: tokens.len() - past })
+        .collect();
+    let mut logits = Vec::new();
+    model.forward(&pieces, &mut logits).unwrap();
+    logits.chunks_exact(model.config().vocab_size).map(<[f32]>::to_vec).collect()
 }
 
 fn assert_close(a: &[Vec<f32>], b: &[Vec<f32>], tolerance: f32) {
@@ -83,7 +91,7 @@ fn baseline_logits_are_candle_transformers_alone_and_batched_prefill_and_decode(
     std::fs::remove_file(temporary.path().join("scone.json")).unwrap();
     let directory = ModelDirectory::open(temporary.path()).unwrap();
     let reference = Reference::load(&directory);
-    let mut model = directory.load(None, 3, &Device::Cpu).unwrap();
+    let mut model = directory.load(None, &tiny::runtime(3 * 64)).unwrap();
     let table = directory.token_embedding(&Device::Cpu).unwrap();
     let prompts = prompts(&directory);
     let expected: Vec<_> = prompts
@@ -94,13 +102,12 @@ fn baseline_logits_are_candle_transformers_alone_and_batched_prefill_and_decode(
         })
         .collect();
     for (tokens, expected) in prompts.iter().zip(&expected) {
-        assert_close(&logits(&mut model, &[piece(1, tokens, 0)]), expected, 1e-4);
-        assert_close(&model.score(&[tokens]).unwrap().to_vec2().unwrap(), expected, 1e-4);
+        assert_close(&logits(&mut model, &[(1, tokens, 0)]), expected, 1e-4);
         let decoded: Vec<_> =
-            (0..tokens.len()).flat_map(|i| logits(&mut model, &[piece(2, &tokens[..=i], i)])).collect();
+            (0..tokens.len()).flat_map(|i| logits(&mut model, &[(2, &tokens[..=i], i)])).collect();
         assert_close(&decoded, expected, 1e-4);
     }
-    let together: Vec<_> = prompts.iter().enumerate().map(|(slot, tokens)| piece(slot, tokens, 0)).collect();
+    let together: Vec<_> = prompts.iter().enumerate().map(|(slot, tokens)| (slot, &tokens[..], 0)).collect();
     assert_close(&logits(&mut model, &together), &expected.concat(), 1e-4);
 }
 
@@ -129,10 +136,10 @@ fn scone_logits_are_candle_transformers_on_replaced_embeddings() {
     let temporary = tempfile::tempdir().unwrap();
     let directory = tiny::write(temporary.path(), 2, RowType::F32);
     let reference = Reference::load(&directory);
-    let mut model = directory.load(None, 1, &Device::Cpu).unwrap();
+    let mut model = directory.load(None, &tiny::runtime(3 * 64)).unwrap();
     for tokens in prompts(&directory) {
         let expected = reference.logits(&embed_naively(&directory, &tokens));
-        assert_close(&logits(&mut model, &[piece(0, &tokens, 0)]), &expected, 1e-4);
+        assert_close(&logits(&mut model, &[(0, &tokens, 0)]), &expected, 1e-4);
         let plain = directory.token_embedding(&Device::Cpu).unwrap();
         let ids = Tensor::new(tokens.as_slice(), &Device::Cpu).unwrap();
         let baseline = reference.logits(&plain.index_select(&ids, 0).unwrap());
@@ -147,9 +154,9 @@ fn scone_logits_are_candle_transformers_on_replaced_embeddings() {
 fn scone_logits_do_not_depend_on_batch_or_chunks_bit_for_bit() {
     let temporary = tempfile::tempdir().unwrap();
     let directory = tiny::write(temporary.path(), 3, RowType::Int8);
-    let mut model = directory.load(None, 3, &Device::Cpu).unwrap();
+    let mut model = directory.load(None, &tiny::runtime(3 * 64)).unwrap();
     let prompts = prompts(&directory);
-    let alone: Vec<_> = prompts.iter().map(|tokens| logits(&mut model, &[piece(0, tokens, 0)])).collect();
+    let alone: Vec<_> = prompts.iter().map(|tokens| logits(&mut model, &[(0, tokens, 0)])).collect();
     for chunk in [1, 2, 3, 7] {
         let mut pieces_done: Vec<Vec<Vec<f32>>> = vec![Vec::new(); prompts.len()];
         let mut past = 0;
@@ -157,11 +164,11 @@ fn scone_logits_do_not_depend_on_batch_or_chunks_bit_for_bit() {
             let live: Vec<usize> = (0..prompts.len()).filter(|&i| past < prompts[i].len()).collect();
             let pieces: Vec<_> = live
                 .iter()
-                .map(|&i| piece(i, &prompts[i][..(past + chunk).min(prompts[i].len())], past))
+                .map(|&i| (i, &prompts[i][..(past + chunk).min(prompts[i].len())], past))
                 .collect();
             let mut rows = logits(&mut model, &pieces).into_iter();
-            for (&i, piece) in live.iter().zip(&pieces) {
-                pieces_done[i].extend(rows.by_ref().take(piece.tokens.len() - past));
+            for &(i, tokens, past) in &pieces {
+                pieces_done[i].extend(rows.by_ref().take(tokens.len() - past));
             }
             past += chunk;
         }

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use candle_core::Device;
 use reqwest::{Client, StatusCode};
 use scone::engine::{Config, Engine};
 use scone::model::{LiveTable, ModelDirectory, Shard, build_table};
@@ -41,7 +40,7 @@ struct Server {
 async fn start(directory: &ModelDirectory, placement: Placement) -> Server {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let live = directory.live_table(None, placement, &mut |_, _| ()).unwrap();
-    let model = directory.load_with(live.clone(), 4, &Device::Cpu).unwrap();
+    let model = directory.load_with(live.clone(), &tiny::runtime(4 * 64)).unwrap();
     let engine =
         Engine::start(Box::new(model), Config { max_sequences: 4, max_batch_tokens: 16, max_queue: 100 })
             .unwrap();

@@ -5,20 +5,19 @@
 #[allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 mod tiny;
 
-use candle_core::Device;
 use scone::model::{ModelDirectory, check_rows, perplexity};
 use scone::table::{RowType, Table};
 
 fn nll(directory: &ModelDirectory, from_model: bool) -> f64 {
-    let model = if from_model {
-        directory.load_without_rows(None, &Device::Cpu).unwrap()
+    let mut model = if from_model {
+        directory.load_without_rows(None, &tiny::runtime(512)).unwrap()
     } else {
-        directory.load(None, 0, &Device::Cpu).unwrap()
+        directory.load(None, &tiny::runtime(512)).unwrap()
     };
     let text = tiny::text();
     let tokens = directory.tokenizer().encode(&text).unwrap();
     let special = directory.tokenizer().special_tokens();
-    let result = perplexity(&model, special, &tokens, text.len(), (64, 32), &mut |_| {}).unwrap();
+    let result = perplexity(&mut model, special, &tokens, text.len(), (64, 32), &mut |_| {}).unwrap();
     assert!(result.hit_rate > 0.5 && result.mean_match > 1.5, "{result:?}");
     assert_eq!(result.predicted, tokens.len() - 1);
     result.nll
@@ -74,7 +73,7 @@ fn a_changed_weight_makes_the_table_unfit() {
         bad[at + 2] ^= 1;
         std::fs::write(&path, &bad).unwrap();
         let changed = ModelDirectory::open(directory.path()).unwrap();
-        let error = changed.load(None, 0, &Device::Cpu).err().unwrap().to_string();
+        let error = changed.load(None, &tiny::runtime(16)).err().unwrap().to_string();
         assert!(error.contains(part), "{error}");
         std::fs::write(&path, &good).unwrap();
     }

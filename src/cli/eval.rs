@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use candle_core::Device;
 use clap::ValueEnum;
 
+use super::compute::{Compute, Room};
 use super::table_mode::TableMode;
 use super::{DEFAULT_MODEL, progress_bar};
 use crate::model::{ModelDirectory, perplexity};
@@ -37,6 +37,8 @@ pub struct Args {
     /// Where f-grams' embeddings come from: the table, or the f-gram model on the spot
     #[arg(long, value_enum, default_value_t = Embeddings::Table, value_name = "SOURCE")]
     embeddings: Embeddings,
+    #[command(flatten)]
+    compute: Compute,
     /// Tokens of a window; left out: the model's context
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
@@ -63,19 +65,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let text =
         String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", args.text.display()))?;
     let directory = ModelDirectory::open(&args.model)?;
-    let device = Device::Cpu;
+    let context = args.context.unwrap_or(directory.config().max_position_embeddings);
+    // Short windows are scored together.
+    let runtime = args.compute.runtime(&directory, Room::Positions(context.max(1024)))?;
     let table = args.table.as_deref();
-    let model = match args.embeddings {
-        Embeddings::Table => directory.load_with(args.table_mode.open(&directory, table)?, 0, &device)?,
-        Embeddings::Model => directory.load_without_rows(table, &device)?,
+    let mut model = match args.embeddings {
+        Embeddings::Table => directory.load_with(args.table_mode.open(&directory, table)?, &runtime)?,
+        Embeddings::Model => directory.load_without_rows(table, &runtime)?,
     };
     let tokenizer = directory.tokenizer();
     let tokens = tokenizer.encode(&text)?;
-    let context = args.context.unwrap_or(model.config().max_position_embeddings);
     let stride = args.stride.unwrap_or((context / 2).max(1));
     let bar = progress_bar(tokens.len() as u64, "scoring [{bar:40}] {pos}/{len} tokens {per_sec} {eta}");
     let result = perplexity(
-        &model,
+        &mut model,
         tokenizer.special_tokens(),
         &tokens,
         text.len(),

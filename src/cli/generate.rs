@@ -8,8 +8,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::DEFAULT_MODEL;
+use super::compute::{Compute, Room};
 use super::open_model::{Opened, open_model};
-use super::serve::{at_least_one, set_threads};
 use super::table_mode::TableMode;
 use crate::engine::{Config, Engine, Event, Request, Sampling};
 use crate::tokenizer::{Decoder, Tokenizer};
@@ -52,9 +52,8 @@ pub struct Args {
     table: Option<PathBuf>,
     #[command(flatten)]
     table_mode: TableMode,
-    /// Threads that compute [default: one a core]
-    #[arg(long, value_name = "N", env = "SCONE_THREADS", value_parser = at_least_one)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    compute: Compute,
 }
 
 /// Runs the command.
@@ -62,12 +61,10 @@ pub struct Args {
 /// # Errors
 /// If the model cannot be loaded, the prompt does not fit, or the model fails.
 pub fn run(args: &Args) -> Result<()> {
-    if let Some(threads) = args.threads {
-        set_threads(threads)?;
-    }
     let text = read_prompt(&args.prompt)?;
+    let room = Room::Sequences { most: 1, memory: None };
     let Opened { forward, tokenizer, info, .. } =
-        open_model(&args.model, args.table.as_deref(), &args.table_mode, 1)?;
+        open_model(&args.model, args.table.as_deref(), &args.table_mode, &args.compute, room)?;
     let engine = Engine::start(forward, Config { max_sequences: 1, ..Config::default() })?;
     let prompt = tokenizer.encode(&text)?;
     let (context, prompt_tokens) = (engine.handle().context(), prompt.len());

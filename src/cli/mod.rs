@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod bytes;
+mod compute;
 pub mod eval;
 pub mod explain;
 pub mod fit;

@@ -2,9 +2,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
-use candle_core::Device;
 
 use super::DEFAULT_MODEL;
+use super::compute::{Compute, Room};
 use super::table_mode::TableMode;
 use crate::engine::Forward;
 use crate::model::{LiveTable, ModelDirectory};
@@ -32,13 +32,14 @@ pub(super) struct ModelInfo {
     pub(super) stop_tokens: Vec<u32>,
 }
 
-/// Loads the model in `directory`, with places for `slots` sequences, and its table: the one at `table` if given,
+/// Loads the model in `directory`, to be run as `compute` says, and its table: the one at `table` if given,
 /// otherwise the one that the directory names, if it names one. Its rows are put where `mode` says.
 pub(super) fn open_model(
     directory: &Path,
     table: Option<&Path>,
     mode: &TableMode,
-    slots: usize,
+    compute: &Compute,
+    room: Room,
 ) -> Result<Opened> {
     if !directory.is_dir() {
         bail!(
@@ -49,13 +50,13 @@ pub(super) fn open_model(
     }
     let directory = ModelDirectory::open(directory)?;
     let table = mode.open(&directory, table)?;
-    let model = directory.load_with(table.clone(), slots, &Device::Cpu)?;
+    let model = directory.load_with(table.clone(), &compute.runtime(&directory, room)?)?;
     let info = ModelInfo {
         parameters: model.config().parameters(),
         layers: model.config().num_hidden_layers,
         width: model.config().hidden_size,
         weight_bytes: model.weight_bytes() as u64,
-        kv_bytes: model.cache().map_or(0, |cache| cache.bytes() as u64),
+        kv_bytes: model.cache().bytes() as u64,
         stop_tokens: directory.stop_tokens()?,
     };
     Ok(Opened { forward: Box::new(model), tokenizer: directory.into_tokenizer(), table, info })

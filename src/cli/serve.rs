@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::DEFAULT_MODEL;
+use super::compute::{Compute, Room};
 use super::open_model::{ModelInfo, Opened, open_model};
 use super::table_mode::TableMode;
 use super::table_watch::{reload_on_hangup, watch};
@@ -57,9 +58,8 @@ pub struct Args {
     /// Tokens that one step computes at most; longer prompts are read in several, between which the others go on
     #[arg(long, value_name = "N", env = "SCONE_MAX_BATCH_TOKENS", default_value_t = 512, value_parser = at_least_one)]
     max_batch_tokens: usize,
-    /// Threads that compute [default: one a core]
-    #[arg(long, value_name = "N", env = "SCONE_THREADS", value_parser = at_least_one)]
-    threads: Option<usize>,
+    #[command(flatten)]
+    compute: Compute,
 }
 
 /// Runs the command.
@@ -67,16 +67,14 @@ pub struct Args {
 /// # Errors
 /// If the address cannot be listened on or the model cannot be loaded.
 pub fn run(args: &Args) -> Result<()> {
-    if let Some(threads) = args.threads {
-        set_threads(threads)?;
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // Before the model is loaded: that the port is taken should not have to be waited for.
     let listener = runtime.block_on(TcpListener::bind(&args.listen)).with_context(|| {
         format!("cannot listen on {}: choose another address or a free port with --listen", args.listen)
     })?;
+    let room = Room::Sequences { most: args.max_sequences, memory: None };
     let Opened { forward, tokenizer, table, info } =
-        open_model(&args.model, args.table.as_deref(), &args.table_mode, args.max_sequences)?;
+        open_model(&args.model, args.table.as_deref(), &args.table_mode, &args.compute, room)?;
     let config = Config {
         max_sequences: args.max_sequences,
         max_batch_tokens: args.max_batch_tokens,
@@ -165,14 +163,6 @@ fn describe(
 fn directory_name(path: &Path) -> String {
     let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     full.file_name().map_or_else(|| "default".into(), |name| name.to_string_lossy().into_owned())
-}
-
-/// Sizes the one pool of threads that everything computes on.
-pub(super) fn set_threads(threads: usize) -> Result<()> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .context("cannot start the threads that compute")
 }
 
 pub(super) fn at_least_one(text: &str) -> Result<usize, String> {

@@ -114,6 +114,21 @@ impl Config {
         self.head_dim.unwrap_or_else(|| self.hidden_size / self.num_attention_heads.max(1))
     }
 
+    pub fn qkv_bias(&self) -> bool {
+        false
+    }
+    pub fn output_bias(&self) -> bool {
+        false
+    }
+    pub fn qk_norm(&self) -> bool {
+        false
+    }
+    pub fn inverse_frequencies(&self) -> Vec<f32> {
+        (0..self.head() / 2)
+            .map(|i| (1.0 / self.rope_theta.powf(2.0 * i as f64 / self.head() as f64)) as f32)
+            .collect()
+    }
+
     /// Parameters of the blocks and the last norm, without embedding and head.
     pub fn decoder_parameters(&self) -> usize {
         let (d, q, kv) =

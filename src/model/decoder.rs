@@ -2,11 +2,8 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::ops::{
-    CachedPiece, Linear, Rope, add, attention, cached_attention, rms_norm, rope, swiglu, tree_attention,
-    write_cache,
-};
-use super::{Config, KvCache, ModelError};
+use super::ops::{Linear, Rope, add, attention, rms_norm, rope, swiglu, tree_attention};
+use super::{Config, ModelError};
 
 /// Gives the parameter of a name and shape: from a file, or made and remembered by the trainer.
 pub type GetParameter<'a> = dyn FnMut(&str, &[usize]) -> Result<Tensor, ModelError> + 'a;
@@ -23,19 +20,13 @@ pub struct Tree {
     pub positions: Vec<u32>,
 }
 
-/// What the tokens of a ragged batch attend to.
+/// What the tokens of a ragged batch attend to, on candle's tensors: in training and in the f-gram model. The main model
+/// is served by `transformer/`.
 pub enum Attend<'a> {
     /// All of their own sequence up to themselves: the batch holds whole sequences of these lengths. Differentiable.
     Whole(Arc<Vec<usize>>),
     /// Themselves and what is before them in a tree of sequences. Not differentiable.
     Tree(&'a Tree),
-    /// The cached past of their sequence as well, to which their keys and values are added.
-    Cached {
-        /// Where keys and values are.
-        cache: &'a KvCache,
-        /// One entry a sequence of the batch, in order.
-        pieces: &'a [CachedPiece],
-    },
 }
 
 impl Attend<'_> {
@@ -43,9 +34,6 @@ impl Attend<'_> {
         match self {
             Self::Whole(lengths) => lengths.iter().flat_map(|&n| 0..n as u32).collect(),
             Self::Tree(tree) => tree.positions.clone(),
-            Self::Cached { pieces, .. } => {
-                pieces.iter().flat_map(|p| p.past as u32..(p.past + p.new) as u32).collect()
-            }
         }
     }
 }
@@ -105,8 +93,8 @@ impl Decoder {
     pub fn forward(&self, x: &Tensor, attend: &Attend<'_>) -> candle_core::Result<Tensor> {
         let positions = Arc::new(attend.positions());
         let mut x = x.clone();
-        for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(i, &x, &self.rope, &positions, attend)?;
+        for block in &self.blocks {
+            x = block.forward(&x, &self.rope, &positions, attend)?;
         }
         Ok(x)
     }
@@ -163,7 +151,6 @@ impl Block {
 
     fn forward(
         &self,
-        layer: usize,
         x: &Tensor,
         angles: &Arc<Rope>,
         positions: &Arc<Vec<u32>>,
@@ -176,12 +163,6 @@ impl Block {
         let mixed = match attend {
             Attend::Whole(lengths) => attention(&q, &k, &v, lengths, self.head)?,
             Attend::Tree(tree) => tree_attention(&q, &k, &v, &tree.parents, self.head)?,
-            Attend::Cached { cache, pieces } => {
-                let (keys, values) = &cache.layers[layer];
-                write_cache(keys, &k, pieces)?;
-                write_cache(values, &v, pieces)?;
-                cached_attention(&q, keys, values, pieces, self.head)?
-            }
         };
         let x = add(x, &self.o.forward(&mixed)?)?;
         let tokens = x.dim(0)?;

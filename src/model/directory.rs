@@ -5,8 +5,9 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Checkpoint, Config, FgramConfig, FgramModel, Fgrams, LiveTable, MainModel, Model, ModelError, TableFit,
+    Checkpoint, Config, FgramConfig, FgramModel, Fgrams, LiveTable, Model, ModelError, Runtime, TableFit,
 };
+use crate::kernels::{Encoding, KvShape, KvType};
 use crate::table::{Identity, Placement, Table};
 use crate::tokenizer::Tokenizer;
 
@@ -131,14 +132,6 @@ impl ModelDirectory {
         self.scone.as_ref().map(|scone| self.path.join(&scone.table))
     }
 
-    /// The main model, in f32.
-    ///
-    /// # Errors
-    /// Where a tensor is missing or has another shape than config.json says.
-    pub fn main_model(&self, device: &Device) -> Result<MainModel, ModelError> {
-        MainModel::new(&self.config, &mut |name, shape| self.weights.tensor(name, shape, device))
-    }
-
     /// `T`, in f32.
     ///
     /// # Errors
@@ -259,39 +252,51 @@ impl ModelDirectory {
         Ok(Some(Arc::new(live)))
     }
 
-    /// The model, ready to serve `slots` sequences, with its own table or the one given. A baseline has none.
+    /// What a position's keys and values take.
+    pub fn kv_shape(&self) -> KvShape {
+        let config = &self.config;
+        KvShape { layers: config.num_hidden_layers, heads: config.kv_heads(), head: config.head() }
+    }
+
+    /// How keys and values are best held beside weights that are converted to `dtype`, or kept as they are stored: exactly
+    /// beside exact ones, in half the memory beside all others.
+    pub fn kv_type(&self, dtype: Option<Encoding>) -> KvType {
+        let stored = || self.weights.encoding("model.layers.0.self_attn.q_proj.weight");
+        match dtype.or_else(stored) {
+            Some(Encoding::F32) => KvType::F32,
+            _ => KvType::F16,
+        }
+    }
+
+    /// The model, ready to serve, with its own table or the one given. A baseline has none.
     ///
     /// # Errors
     /// Where a file is missing, wrong or does not fit.
-    pub fn load(&self, table: Option<&Path>, slots: usize, device: &Device) -> Result<Model, ModelError> {
+    pub fn load(&self, table: Option<&Path>, runtime: &Runtime) -> Result<Model, ModelError> {
         let table = self.live_table(table, Placement::default(), &mut |_, _| ())?;
-        self.load_with(table, slots, device)
+        self.load_with(table, runtime)
     }
 
-    /// The model, ready to serve `slots` sequences, with what [`ModelDirectory::live_table`] gave.
+    /// The model, ready to serve, with what [`ModelDirectory::live_table`] gave.
     ///
     /// # Errors
     /// Where a file is missing or wrong.
-    pub fn load_with(
-        &self,
-        table: Option<Arc<LiveTable>>,
-        slots: usize,
-        device: &Device,
-    ) -> Result<Model, ModelError> {
+    pub fn load_with(&self, table: Option<Arc<LiveTable>>, runtime: &Runtime) -> Result<Model, ModelError> {
         let fgrams = table.map_or(Fgrams::None, Fgrams::Table);
-        Model::new(self.config.clone(), self.main_model(device)?, fgrams, slots)
+        Model::new(self.config.clone(), &self.weights, fgrams, runtime)
     }
 
     /// The model with the f-grams' embeddings computed on the spot instead of read from the table.
     ///
     /// # Errors
     /// As [`ModelDirectory::load`], and where there is no f-gram model.
-    pub fn load_without_rows(&self, table: Option<&Path>, device: &Device) -> Result<Model, ModelError> {
+    pub fn load_without_rows(&self, table: Option<&Path>, runtime: &Runtime) -> Result<Model, ModelError> {
         let Some(path) = table.map(Path::to_owned).or_else(|| self.table_path()) else {
             return Err(ModelError::config(&self.path, "a baseline has no f-grams to embed"));
         };
         let table = Arc::new(self.open_table(&path)?);
-        let fgrams = Fgrams::Model(table, self.fgram_model(device)?);
-        Model::new(self.config.clone(), self.main_model(device)?, fgrams, 0)
+        let device = Device::Cpu;
+        let fgrams = Fgrams::Model(table, self.fgram_model(&device)?, self.token_embedding(&device)?);
+        Model::new(self.config.clone(), &self.weights, fgrams, runtime)
     }
 }

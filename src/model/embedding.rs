@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 
-use super::ops::{overwrite_rows, take_rows};
 use super::{FgramModel, Grams, LiveTable, ModelError, Piece};
+use crate::kernels::{Disjoint, Matrix, Pool};
 use crate::table::Table;
 
 /// Where the embeddings of f-grams come from.
@@ -15,25 +15,24 @@ pub enum Fgrams {
     None,
     /// From the table, as in serving.
     Table(Arc<LiveTable>),
-    /// From the f-gram model on the spot; the table only says what is an f-gram. For checking the table.
-    Model(Arc<Table>, FgramModel),
+    /// From the f-gram model on the spot, given `T`; the table only says what is an f-gram. For checking the table.
+    Model(Arc<Table>, FgramModel, Tensor),
 }
 
 /// The input embedding: `T`, and the embeddings of f-grams that replace its rows.
 pub struct Embedding {
-    tokens: Tensor,
     fgrams: Fgrams,
+    /// Rows of the table on their way into a step: kept for its memory.
+    staging: Vec<f32>,
 }
 
-impl Embedding {
-    /// `tokens` is `T` `[vocabulary, d]`.
-    pub fn new(tokens: Tensor, fgrams: Fgrams) -> Self {
-        Self { tokens, fgrams }
-    }
+/// Tokens whose rows of `T` are read by one task.
+const TOKENS: usize = 16;
 
-    /// `T`.
-    pub fn tokens(&self) -> &Tensor {
-        &self.tokens
+impl Embedding {
+    /// With f-grams from there.
+    pub fn new(fgrams: Fgrams) -> Self {
+        Self { fgrams, staging: Vec::new() }
     }
 
     /// The table as it is now, where there is one.
@@ -41,7 +40,7 @@ impl Embedding {
         match &self.fgrams {
             Fgrams::None => None,
             Fgrams::Table(live) => Some(live.get()),
-            Fgrams::Model(table, _) => Some(Arc::clone(table)),
+            Fgrams::Model(table, ..) => Some(Arc::clone(table)),
         }
     }
 
@@ -53,34 +52,56 @@ impl Embedding {
         }
     }
 
-    /// The input embeddings `[tokens, d]` of the new tokens of a ragged batch: `F(longest match)`, else `T(token)`.
+    /// Puts the input embeddings of the new tokens of a ragged batch, `F(longest match)`, else `T(token)`, into `x`
+    /// `[tokens, d]`; `tokens` is `T` `[vocabulary, d]`.
     ///
     /// # Errors
-    /// Where a token is beyond the vocabulary, or the table is damaged or was changed while in use.
-    pub fn embed(&self, pieces: &[Piece<'_>]) -> Result<Tensor, ModelError> {
-        let vocabulary = self.tokens.dim(0)?;
-        let ids: Vec<u32> = pieces.iter().flat_map(|piece| &piece.tokens[piece.past..]).copied().collect();
-        if let Some(&token) = ids.iter().find(|&&id| id as usize >= vocabulary) {
-            return Err(ModelError::Token { token, vocabulary });
+    /// Where the table is damaged or was changed while in use.
+    ///
+    /// # Panics
+    /// Where a token is beyond the vocabulary.
+    pub fn embed(
+        &mut self,
+        pool: &Pool,
+        pieces: &[Piece<'_>],
+        tokens: &Matrix,
+        x: &mut [f32],
+    ) -> Result<(), ModelError> {
+        let d = tokens.inputs();
+        let table = self.table();
+        let (at, ranks) = table.as_ref().map(|table| matches(table, pieces)).unwrap_or_default();
+        let mut ids: Vec<Option<u32>> =
+            pieces.iter().flat_map(|piece| &piece.tokens[piece.past..]).copied().map(Some).collect();
+        at.iter().for_each(|&row| ids[row as usize] = None);
+        {
+            let x = Disjoint::new(x);
+            pool.run(ids.len().div_ceil(TOKENS), &|task| {
+                for (row, id) in ids.iter().enumerate().skip(task * TOKENS).take(TOKENS) {
+                    if let &Some(id) = id {
+                        // SAFETY: each row belongs to one task.
+                        tokens.row(id as usize, unsafe { x.slice(row * d, d) });
+                    }
+                }
+            });
         }
-        let x = take_rows(&self.tokens, &Arc::new(ids))?;
-        let Some(table) = self.table() else { return Ok(x) };
-        let (at, ranks) = matches(&table, pieces);
+        let Some(table) = table else { return Ok(()) };
         if ranks.is_empty() {
             // Perhaps because the file is gone. Where rows are gathered, that is found out with them.
             table.check()?;
-            return Ok(x);
+            return Ok(());
         }
-        let mut staging = vec![0f32; ranks.len() * table.dim()];
+        self.staging.resize(ranks.len() * d, 0.0);
         match &self.fgrams {
-            Fgrams::Model(_, model) => {
+            Fgrams::Model(_, model, tokens) => {
                 table.check()?;
-                staging.copy_from_slice(&rows_of(table.index(), model, &self.tokens, &ranks)?);
+                self.staging.copy_from_slice(&rows_of(table.index(), model, tokens, &ranks)?);
             }
-            _ => table.gather(&ranks, &mut staging)?,
+            _ => table.gather(&ranks, &mut self.staging)?,
         }
-        overwrite_rows(&x, &at, &staging)?;
-        Ok(x)
+        for (&row, new) in at.iter().zip(self.staging.chunks_exact(d)) {
+            x[row as usize * d..][..d].copy_from_slice(new);
+        }
+        Ok(())
     }
 }
 

@@ -1,58 +1,55 @@
-use candle_core::{Device, Tensor};
 use std::sync::Arc;
 
-use super::decoder::GetParameter;
-use super::ops::{CachedPiece, Linear, take_rows};
-use super::{Attend, Config, Decoder, Embedding, Fgrams, KvCache, ModelError, Piece};
+use super::transformer::{Transformer, Weights};
+use super::{Checkpoint, Config, Embedding, Fgrams, ModelError, Piece};
+use crate::kernels::{BLOCK, Encoding, KvCache, KvType, Pool, Span};
 
-/// The main model without its input embedding: decoder and head.
-pub struct MainModel {
-    /// The blocks.
-    pub decoder: Decoder,
-    /// `T` `[vocabulary, d]`.
-    pub token_embedding: Tensor,
-    /// The output head `[vocabulary, d]`: `T` itself where they are tied.
-    pub head: Tensor,
+/// How a model is run.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    /// The threads that compute.
+    pub pool: Arc<Pool>,
+    /// What the weights are converted to; as they are stored if None.
+    pub dtype: Option<Encoding>,
+    /// How keys and values are held.
+    pub kv_type: KvType,
+    /// Blocks of [`BLOCK`] positions that there is room for.
+    pub kv_blocks: usize,
 }
 
-impl MainModel {
-    /// Builds it from parameters of Hugging Face's names.
-    ///
-    /// # Errors
-    /// Those of `get`.
-    pub fn new(config: &Config, get: &mut GetParameter<'_>) -> Result<Self, ModelError> {
-        let shape = [config.vocab_size, config.hidden_size];
-        let token_embedding = get("model.embed_tokens.weight", &shape)?;
-        let decoder = Decoder::new(config, get)?;
-        let head =
-            if config.tie_word_embeddings { token_embedding.clone() } else { get("lm_head.weight", &shape)? };
-        Ok(Self { decoder, token_embedding, head })
+impl Runtime {
+    /// On these threads: weights as they are stored, exact keys and values, of so many positions.
+    pub fn new(pool: Arc<Pool>, positions: usize) -> Self {
+        Self { pool, dtype: None, kv_type: KvType::F32, kv_blocks: positions.div_ceil(BLOCK) }
     }
 }
 
-/// A model that serves: embedding, decoder, head, and the KV cache of its sequences.
+/// A model that serves: embedding, transformer, and the keys and values of its sequences.
 pub struct Model {
     config: Config,
-    decoder: Decoder,
-    head: Linear,
+    transformer: Transformer,
     embedding: Embedding,
-    cache: Option<KvCache>,
-    device: Device,
+    cache: KvCache,
+    pool: Arc<Pool>,
+    /// The batch's rows whose logits are wanted: a step's own, kept for its memory.
+    wanted: Vec<usize>,
 }
 
 impl Model {
-    /// Puts a model together and fixes its weights. `slots` sequences can be served at a time; with none, only
-    /// [`Model::score`] works.
+    /// Packs the weights and makes room for keys and values.
     ///
     /// # Errors
-    /// Where the device has not enough memory, or the weights are being trained.
-    pub fn new(config: Config, main: MainModel, fgrams: Fgrams, slots: usize) -> Result<Self, ModelError> {
-        let device = main.head.device().clone();
-        let context = config.max_position_embeddings;
-        let cache = if slots > 0 { Some(KvCache::new(&config, slots, context, &device)?) } else { None };
-        let embedding = Embedding::new(main.token_embedding, fgrams);
-        let (decoder, head) = (main.decoder.fixed()?, Linear::new(main.head).fixed()?);
-        Ok(Self { config, decoder, head, embedding, cache, device })
+    /// Where a tensor is missing or does not fit the configuration.
+    pub fn new(
+        config: Config,
+        checkpoint: &Checkpoint,
+        fgrams: Fgrams,
+        runtime: &Runtime,
+    ) -> Result<Self, ModelError> {
+        let transformer = Weights::new(checkpoint, runtime.dtype).transformer(&config)?;
+        let cache = KvCache::new(transformer.kv_shape(), runtime.kv_type, runtime.kv_blocks);
+        let (embedding, pool) = (Embedding::new(fgrams), Arc::clone(&runtime.pool));
+        Ok(Self { config, transformer, embedding, cache, pool, wanted: Vec::new() })
     }
 
     /// Its shape.
@@ -65,63 +62,58 @@ impl Model {
         &self.embedding
     }
 
-    /// Its KV cache.
-    pub fn cache(&self) -> Option<&KvCache> {
-        self.cache.as_ref()
+    /// Its keys and values.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
     }
 
-    /// Where it runs.
-    pub fn device(&self) -> &Device {
-        &self.device
+    /// The threads it computes on.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
     }
 
-    /// Bytes of the weights as they are held: a head that is the token embedding is held twice, by rows for the input
-    /// and in panels for the output.
+    /// Bytes of the weights as they are held.
     pub fn weight_bytes(&self) -> usize {
-        let tied = if self.config.tie_word_embeddings { self.config.vocab_size } else { 0 };
-        (self.config.parameters() + tied * self.config.hidden_size) * size_of::<f32>()
+        self.transformer.weight_bytes()
     }
 
-    /// One step over a ragged batch: writes the new tokens' keys and values and returns the wanted logits
-    /// `[wanted, vocabulary]`, in the order of the pieces and their tokens.
+    /// One step over a ragged batch: writes the new tokens' keys and values and puts the wanted logits
+    /// `[wanted, vocabulary]`, in the order of the pieces and their tokens, into `logits`, in place of what was there.
     ///
     /// # Errors
-    /// Where a token is beyond the vocabulary or a piece beyond the cache.
-    pub fn forward(&mut self, pieces: &[Piece<'_>]) -> Result<Tensor, ModelError> {
-        let Some(cache) = &self.cache else {
-            return Err(candle_core::Error::Msg("the model was loaded without a KV cache".into()).into());
-        };
-        let slot = |blocks: &[u32]| blocks.first().map_or(usize::MAX, |&slot| slot as usize);
-        let cached: Vec<CachedPiece> = pieces
+    /// Where a token is beyond the vocabulary, a piece beyond the context or its blocks, or the table is damaged.
+    pub fn forward(&mut self, pieces: &[Piece<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        pieces.iter().try_for_each(|piece| self.check(piece))?;
+        let spans: Vec<Span<'_>> = pieces
             .iter()
-            .map(|p| CachedPiece { slot: slot(p.blocks), past: p.past, new: p.new_tokens() })
+            .map(|piece| Span { blocks: piece.blocks, past: piece.past, new: piece.new_tokens() })
             .collect();
-        let x = self.embedding.embed(pieces)?;
-        let h = self.decoder.forward(&x, &Attend::Cached { cache, pieces: &cached })?;
-        let mut wanted = Vec::new();
-        let mut at = 0u32;
-        for (piece, cached) in pieces.iter().zip(&cached) {
-            let end = at + cached.new as u32;
-            wanted.extend(end - piece.wanted.min(cached.new) as u32..end);
-            at = end;
+        self.wanted.clear();
+        let mut end = 0;
+        for (piece, span) in pieces.iter().zip(&spans) {
+            end += span.new;
+            self.wanted.extend(end - piece.wanted.min(span.new)..end);
         }
-        if wanted.is_empty() {
-            return Ok(Tensor::zeros((0, self.config.vocab_size), candle_core::DType::F32, &self.device)?);
-        }
-        let h = if wanted.len() == at as usize { h } else { take_rows(&h, &Arc::new(wanted))? };
-        Ok(self.head.forward(&self.decoder.norm(&h)?)?)
+        let (x, tokens) = self.transformer.input(end);
+        self.embedding.embed(&self.pool, pieces, tokens, x)?;
+        self.transformer.forward(&self.pool, &mut self.cache, &spans, &self.wanted, logits);
+        Ok(())
     }
 
-    /// The logits `[tokens, vocabulary]` of whole sequences, without the cache.
-    ///
-    /// # Errors
-    /// Where a token is beyond the vocabulary or a sequence beyond the context.
-    pub fn score<'a>(&self, sequences: &[&'a [u32]]) -> Result<Tensor, ModelError> {
-        let whole = |tokens: &&'a [u32]| Piece { tokens, past: 0, blocks: &[], wanted: tokens.len() };
-        let pieces: Vec<Piece<'a>> = sequences.iter().map(whole).collect();
-        let lengths = sequences.iter().map(|tokens| tokens.len()).collect();
-        let x = self.embedding.embed(&pieces)?;
-        let h = self.decoder.forward(&x, &Attend::Whole(Arc::new(lengths)))?;
-        Ok(self.head.forward(&self.decoder.norm(&h)?)?)
+    fn check(&self, piece: &Piece<'_>) -> Result<(), ModelError> {
+        let (len, context) = (piece.tokens.len(), self.config.max_position_embeddings);
+        let no = |why: String| Err(candle_core::Error::Msg(why).into());
+        let vocabulary = self.config.vocab_size;
+        if let Some(&token) = piece.tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            return Err(ModelError::Token { token, vocabulary });
+        }
+        if piece.past >= len || len > context {
+            return no(format!("{} to {len} are no positions of a context of {context}", piece.past));
+        }
+        let blocks = piece.blocks.get(..len.div_ceil(BLOCK));
+        if blocks.is_none_or(|blocks| blocks.iter().any(|&block| block as usize >= self.cache.blocks())) {
+            return no(format!("{len} tokens need blocks that the cache of {} has not", self.cache.blocks()));
+        }
+        Ok(())
     }
 }

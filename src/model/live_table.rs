@@ -1,4 +1,5 @@
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::ModelError;
@@ -22,6 +23,8 @@ pub struct LiveTable {
     current: RwLock<Arc<Table>>,
     fit: TableFit,
     placement: Placement,
+    /// How often it has been exchanged.
+    generation: AtomicU64,
     /// Held by who exchanges the table: one at a time.
     exchange: Mutex<()>,
 }
@@ -85,12 +88,24 @@ impl LiveTable {
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, ModelError> {
         let table = fit.open(path, placement, progress)?;
-        Ok(Self { current: RwLock::new(Arc::new(table)), fit, placement, exchange: Mutex::default() })
+        Ok(Self {
+            current: RwLock::new(Arc::new(table)),
+            fit,
+            placement,
+            generation: AtomicU64::new(0),
+            exchange: Mutex::default(),
+        })
     }
 
     /// The table now. A step takes it once and keeps to it.
     pub fn get(&self) -> Arc<Table> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Counts the exchanges. It changes when [`LiveTable::get`] gives the new table already: who reads the number first
+    /// and then the table may take the new one for the old, and never the old one for the new.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
     }
 
     /// Where its rows are kept.
@@ -109,6 +124,7 @@ impl LiveTable {
         let table = self.fit.open(path.unwrap_or(old.path()), self.placement, &mut |_, _| ())?;
         let table = Arc::new(table.with_metrics(Arc::clone(old.metrics())));
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&table);
+        self.generation.fetch_add(1, Ordering::SeqCst);
         tracing::info!("now serving table {}: {} rows", table.path().display(), table.len());
         Ok(table)
     }

@@ -1,13 +1,14 @@
 //! How well a model predicts a text.
 
-use candle_core::Device;
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use serde::Serialize;
 
-use super::{Model, ModelError};
+use super::{Model, ModelError, Piece};
+use crate::kernels::BLOCK;
 
 /// Tokens of one forward pass: their logits are the largest thing in memory.
-const BATCH_TOKENS: usize = 2048;
+const BATCH_TOKENS: usize = 512;
 
 /// What [`perplexity`] measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -40,7 +41,7 @@ pub struct Perplexity {
 /// # Errors
 /// Where a token is beyond the vocabulary or the text has fewer than two.
 pub fn perplexity(
-    model: &Model,
+    model: &mut Model,
     special_tokens: &[u32],
     tokens: &[u32],
     bytes: usize,
@@ -56,31 +57,39 @@ pub fn perplexity(
         );
         return Err(candle_core::Error::Msg(why).into());
     }
+    let blocks = context.div_ceil(BLOCK);
+    let together = (model.cache().blocks() / blocks).min(BATCH_TOKENS.div_ceil(context));
+    if together == 0 {
+        let why = format!("there is no room for the keys and values of a window of {context} tokens");
+        return Err(candle_core::Error::Msg(why).into());
+    }
+    let blocks: Vec<u32> = (0..(together * blocks) as u32).collect();
+    let blocks: Vec<&[u32]> = blocks.chunks(context.div_ceil(BLOCK)).collect();
     let windows = windows(tokens.len(), context, stride);
     let (mut nll, mut predicted, mut hits, mut match_tokens) = (0f64, 0usize, 0usize, 0usize);
-    for batch in windows.chunks((BATCH_TOKENS / context).max(1)) {
-        let sequences: Vec<&[u32]> = batch.iter().map(|window| &tokens[window.start..window.end]).collect();
-        let logits = model.score(&sequences)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-        let vocabulary = model.config().vocab_size;
-        let mut rows = logits.chunks_exact(vocabulary);
-        let mut scored: Vec<(&[f32], u32)> = Vec::new();
-        for window in batch {
-            // The last token's logits predict what lies outside of the window.
-            let rows: Vec<&[f32]> = rows.by_ref().take(window.end - window.start).collect();
-            for at in window.new.max(window.start + 1)..window.end {
-                scored.push((rows[at - 1 - window.start], tokens[at]));
-            }
-            if let Some(table) = model.embedding().table() {
+    let mut logits = Vec::new();
+    for batch in windows.chunks(together) {
+        for past in (0..context).step_by(BATCH_TOKENS) {
+            let pieces: Vec<(Piece<'_>, &[u32])> = batch
+                .iter()
+                .zip(&blocks)
+                .filter_map(|(window, blocks)| window.piece(tokens, past, blocks))
+                .collect();
+            let (pieces, targets): (Vec<_>, Vec<_>) = pieces.into_iter().unzip();
+            model.forward(&pieces, &mut logits)?;
+            let targets = targets.concat();
+            nll += loss_of_all(model, &logits, &targets);
+            predicted += targets.len();
+            progress(targets.len() as u64);
+        }
+        if let Some(table) = model.embedding().table() {
+            for window in batch {
                 let matches =
                     table.index().matches(&tokens[window.start..window.end], window.new - window.start);
                 hits += matches.iter().flatten().count();
                 match_tokens += matches.iter().flatten().map(|found| usize::from(found.n) - 1).sum::<usize>();
             }
         }
-        let losses: Vec<f64> = scored.par_iter().map(|&(row, token)| loss(row, token)).collect();
-        nll += losses.iter().sum::<f64>();
-        predicted += losses.len();
-        progress(losses.len() as u64);
     }
     let special = tokens.iter().filter(|token| special_tokens.contains(token)).count();
     let mean = nll / predicted as f64;
@@ -104,6 +113,21 @@ struct Window {
     new: usize,
 }
 
+impl Window {
+    /// What is to be computed of it in the pass that begins at its position `past`, and the tokens that the wanted logits
+    /// predict.
+    fn piece<'a>(&self, tokens: &'a [u32], past: usize, blocks: &'a [u32]) -> Option<(Piece<'a>, &'a [u32])> {
+        // What follows the last token lies outside of the window.
+        let (begin, end) = (self.start + past, (self.end - 1).min(self.start + past + BATCH_TOKENS));
+        if begin >= end {
+            return None;
+        }
+        let first = self.new.max(begin + 1).min(end + 1);
+        let targets = &tokens[first..=end];
+        Some((Piece { tokens: &tokens[self.start..end], past, blocks, wanted: targets.len() }, targets))
+    }
+}
+
 fn windows(tokens: usize, context: usize, stride: usize) -> Vec<Window> {
     let mut windows = Vec::new();
     let (mut start, mut new) = (0, 0);
@@ -113,6 +137,17 @@ fn windows(tokens: usize, context: usize, stride: usize) -> Vec<Window> {
         (start, new) = (start + stride, end);
     }
     windows
+}
+
+/// The negative log-likelihoods of tokens, given the logits before each, in nats, added up in their order.
+fn loss_of_all(model: &Model, logits: &[f32], targets: &[u32]) -> f64 {
+    let losses: Vec<AtomicU64> = targets.iter().map(|_| AtomicU64::new(0)).collect();
+    let vocabulary = model.config().vocab_size;
+    model.pool().run(targets.len(), &|i| {
+        let loss = loss(&logits[i * vocabulary..][..vocabulary], targets[i]);
+        losses[i].store(loss.to_bits(), Ordering::Relaxed);
+    });
+    losses.into_iter().map(|loss| f64::from_bits(loss.into_inner())).sum()
 }
 
 /// The negative log-likelihood of a token, in nats.

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use rand::{RngExt, SeedableRng};
 use scone::fgram::{FgramSet, Policy, rank_order};
+use scone::kernels::Pool;
 use scone::model::{
-    Config, FgramConfig, FgramModel, MainModel, ModelDirectory, SconeConfig, Shard, build_table,
+    Config, FgramConfig, FgramModel, MainModel, ModelDirectory, Runtime, SconeConfig, Shard, build_table,
     write_weights,
 };
 use scone::table::{RowFormat, RowType};
@@ -132,4 +134,9 @@ pub fn write(directory: &Path, seed: u64, row_type: RowType) -> ModelDirectory {
     let table = directory.join("table.safetensors");
     build_table(&opened, &set, format, Shard::WHOLE, &table, &mut |_| {}).unwrap();
     opened
+}
+
+/// Two threads, and room for so many positions.
+pub fn runtime(positions: usize) -> Runtime {
+    Runtime::new(Arc::new(Pool::new(2).unwrap()), positions)
 }

@@ -132,6 +132,14 @@ impl Checkpoint {
         self.tensors.get(&*self.own_name(name)).map(|entry| &*entry.shape)
     }
 
+    /// How a tensor is stored, if it is there and in a way that is supported.
+    pub fn encoding(&self, name: &str) -> Option<Encoding> {
+        match self.tensors.get(&*self.own_name(name))?.kind {
+            Kind::Numbers(encoding) => Some(encoding),
+            Kind::Other(_) => None,
+        }
+    }
+
     /// What the files call the tensor that Hugging Face calls `name`.
     fn own_name<'n>(&self, name: &'n str) -> Cow<'n, str> {
         if self.gguf.is_some() { names::in_gguf(name).into() } else { name.into() }

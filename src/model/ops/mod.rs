@@ -7,7 +7,6 @@
 
 mod add;
 mod attention;
-mod cached_attention;
 mod cross_entropy;
 mod gemm;
 mod linear;
@@ -24,12 +23,11 @@ mod tree_attention;
 
 pub use add::add;
 pub use attention::attention;
-pub use cached_attention::{CachedPiece, cached_attention, write_cache};
 pub use cross_entropy::cross_entropy;
 pub use linear::Linear;
 pub use rms_norm::rms_norm;
 pub use rope::{Rope, rope};
-pub use rows::{overwrite_rows, take_rows, take_rows_of_two};
+pub use rows::{take_rows, take_rows_of_two};
 pub use swiglu::swiglu;
 pub use tree_attention::tree_attention;
 

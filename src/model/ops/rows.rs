@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, InplaceOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use super::slices::{contiguous, contiguous_mut, elements, output};
+use super::slices::{contiguous, elements, output};
 
 /// `y[i] = x[rows[i]]`: the rows of a `[rows, d]` tensor, in any order, any of them more than once.
 ///
@@ -44,34 +44,6 @@ impl CustomOp1 for TakeRows {
             }
         }
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
-    }
-}
-
-/// Puts `rows[i]` of width d, packed in `staging`, in place of row `at[i]` of `x` `[tokens, d]`.
-pub fn overwrite_rows(x: &Tensor, at: &[u32], staging: &[f32]) -> Result<()> {
-    x.inplace_op1(&OverwriteRows { at, staging })
-}
-
-struct OverwriteRows<'a> {
-    at: &'a [u32],
-    staging: &'a [f32],
-}
-
-impl InplaceOp1 for OverwriteRows<'_> {
-    fn name(&self) -> &'static str {
-        "overwrite-rows"
-    }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (len, d) = layout.shape().dims2()?;
-        let x = contiguous_mut(storage, layout)?;
-        for (&row, new) in self.at.iter().zip(self.staging.chunks_exact(d)) {
-            if row as usize >= len {
-                bail!("row {row} of a tensor of {len} rows");
-            }
-            x[row as usize * d..][..d].copy_from_slice(new);
-        }
-        Ok(())
     }
 }
 

@@ -1,8 +1,9 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::simd::{exp, vectorized};
+use super::simd::vectorized;
 use super::slices::{contiguous, elements, output};
+use crate::kernels::exp;
 
 /// Elements a task handles.
 const CHUNK: usize = 16 * 1024;
