@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Config, FgramConfig, FgramModel, Fgrams, LiveTable, MainModel, Model, ModelError, TableFit, Weights,
+    Checkpoint, Config, FgramConfig, FgramModel, Fgrams, LiveTable, MainModel, Model, ModelError, TableFit,
 };
 use crate::table::{Identity, Placement, Table};
 use crate::tokenizer::Tokenizer;
@@ -30,7 +30,7 @@ pub struct ModelDirectory {
     path: PathBuf,
     config: Config,
     scone: Option<SconeConfig>,
-    weights: Weights,
+    weights: Checkpoint,
     tokenizer: Tokenizer,
 }
 
@@ -67,7 +67,7 @@ impl ModelDirectory {
             );
             return Err(ModelError::config(&path.join("config.json"), why));
         }
-        let weights = Weights::open(&path.join("model.safetensors"))?;
+        let weights = Checkpoint::open(path)?;
         Ok(Self { path: path.to_owned(), config, scone, weights, tokenizer })
     }
 
@@ -136,7 +136,7 @@ impl ModelDirectory {
     /// # Errors
     /// Where a tensor is missing or has another shape than config.json says.
     pub fn main_model(&self, device: &Device) -> Result<MainModel, ModelError> {
-        MainModel::new(&self.config, &mut |name, shape| self.weights.get(name, shape, device))
+        MainModel::new(&self.config, &mut |name, shape| self.weights.tensor(name, shape, device))
     }
 
     /// `T`, in f32.
@@ -145,7 +145,7 @@ impl ModelDirectory {
     /// Where it is missing.
     pub fn token_embedding(&self, device: &Device) -> Result<Tensor, ModelError> {
         let shape = [self.config.vocab_size, self.config.hidden_size];
-        self.weights.get("model.embed_tokens.weight", &shape, device)
+        self.weights.tensor("model.embed_tokens.weight", &shape, device)
     }
 
     /// The f-gram model in `fgram_model/`, in f32, its weights [fixed](FgramModel::fixed).
@@ -154,11 +154,11 @@ impl ModelDirectory {
     /// Where there is none, or it is not of the main model's width.
     pub fn fgram_model(&self, device: &Device) -> Result<FgramModel, ModelError> {
         let (config, weights) = self.fgram_files()?;
-        let model = FgramModel::new(&config, &mut |name, shape| weights.get(name, shape, device))?;
+        let model = FgramModel::new(&config, &mut |name, shape| weights.tensor(name, shape, device))?;
         Ok(model.fixed()?)
     }
 
-    fn fgram_files(&self) -> Result<(FgramConfig, Weights), ModelError> {
+    fn fgram_files(&self) -> Result<(FgramConfig, Checkpoint), ModelError> {
         let directory = self.path.join("fgram_model");
         let file = directory.join("config.json");
         if !file.exists() {
@@ -175,7 +175,7 @@ impl ModelDirectory {
             );
             return Err(ModelError::config(&file, why));
         }
-        Ok((config, Weights::open(&directory.join("model.safetensors"))?))
+        Ok((config, Checkpoint::open(&directory)?))
     }
 
     /// The identity that a table of this model must have; `fgrams` is that of the set.
@@ -200,7 +200,7 @@ impl ModelDirectory {
         Ok(Identity {
             tokenizer: self.tokenizer.sha256().to_owned(),
             token_embedding: self.weights.tensor_sha256("model.embed_tokens.weight")?,
-            fgram_model: weights.sha256(&shape)?,
+            fgram_model: weights.sha256(&shape),
             fgrams,
         })
     }

@@ -3,6 +3,7 @@
 //! The decoder takes input embeddings of a ragged batch and never hears of n-grams; [`Embedding`] turns token ids into
 //! those embeddings. A baseline is the same code with no table.
 
+mod checkpoint;
 mod config;
 mod decoder;
 mod directory;
@@ -16,8 +17,9 @@ pub mod ops;
 mod perplexity;
 mod piece;
 mod rows;
-mod weights;
+mod write_weights;
 
+pub use checkpoint::{Checkpoint, Stored};
 pub use config::{Config, FgramConfig};
 pub use decoder::{Attend, Decoder, GetParameter, Tree};
 pub use directory::{ModelDirectory, SconeConfig};
@@ -28,6 +30,6 @@ pub use inference::{MainModel, Model};
 pub use kv::KvCache;
 pub use live_table::{LiveTable, TableFit};
 pub use perplexity::{Perplexity, perplexity};
-pub use piece::{Piece, Wanted};
+pub use piece::Piece;
 pub use rows::{RowCheck, Shard, build_table, check_rows, matmul_rate};
-pub use weights::{Weights, write_weights};
+pub use write_weights::write_weights;
