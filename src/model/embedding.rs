@@ -6,7 +6,7 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 
 use super::{FgramModel, Grams, LiveTable, ModelError, Piece};
-use crate::kernels::{Disjoint, Matrix, Pool};
+use crate::kernels::{Matrix, Pool, Shared};
 use crate::table::Table;
 
 /// Where the embeddings of f-grams come from.
@@ -74,12 +74,12 @@ impl Embedding {
             pieces.iter().flat_map(|piece| &piece.tokens[piece.past..]).copied().map(Some).collect();
         at.iter().for_each(|&row| ids[row as usize] = None);
         {
-            let x = Disjoint::new(x);
+            let x = Shared::new(x);
             pool.run(ids.len().div_ceil(TOKENS), &|task| {
                 for (row, id) in ids.iter().enumerate().skip(task * TOKENS).take(TOKENS) {
                     if let &Some(id) = id {
                         // SAFETY: each row belongs to one task.
-                        tokens.row(id as usize, unsafe { x.slice(row * d, d) });
+                        tokens.row(id as usize, unsafe { x.part(row * d..(row + 1) * d) });
                     }
                 }
             });

@@ -1,7 +1,7 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use super::super::disjoint::Disjoint;
+use super::super::Shared;
 
 /// Positions of a block: as many as a register has lanes.
 pub const BLOCK: usize = 16;
@@ -121,16 +121,16 @@ impl KvCache {
         let len = blocks * shape.heads * 2 * shape.part();
         let layer = layer * len..(layer + 1) * len;
         let numbers = match &mut self.numbers {
-            Numbers::F32(numbers) => Target::F32(Disjoint::new(&mut numbers[layer])),
-            Numbers::F16(numbers) => Target::F16(Disjoint::new(&mut numbers[layer])),
+            Numbers::F32(numbers) => Target::F32(Shared::new(&mut numbers[layer])),
+            Numbers::F16(numbers) => Target::F16(Shared::new(&mut numbers[layer])),
         };
         KvWriter { numbers, shape }
     }
 }
 
 enum Target<'a> {
-    F32(Disjoint<'a, f32>),
-    F16(Disjoint<'a, f16>),
+    F32(Shared<'a, f32>),
+    F16(Shared<'a, f16>),
 }
 
 /// One layer of a cache, to be written to.
@@ -155,24 +155,26 @@ impl KvWriter<'_> {
             let (lane, row) = (at + position % BLOCK, at + part + position % BLOCK * padded);
             match &self.numbers {
                 Target::F32(numbers) => {
-                    for (feature, &key) in keys.iter().enumerate() {
+                    for (&key, at) in keys.iter().zip((lane..).step_by(BLOCK)) {
                         // SAFETY: each position has its own lane, and this one is the caller's.
-                        unsafe { numbers.set(lane + feature * BLOCK, key) };
+                        unsafe { numbers.part(at..at + 1) }.fill(key);
                     }
                     // SAFETY: each position has its own row, and this one is the caller's.
-                    unsafe { numbers.slice(row, head) }.copy_from_slice(values);
+                    unsafe { numbers.part(row..row + head) }.copy_from_slice(values);
                 }
                 Target::F16(numbers) => {
                     let mut rounded = [f16::ZERO; 64];
-                    for (part, keys) in keys.chunks(64).enumerate() {
-                        rounded[..keys.len()].convert_from_f32_slice(keys);
-                        for (feature, &key) in rounded[..keys.len()].iter().enumerate() {
+                    let mut places = (lane..).step_by(BLOCK);
+                    for keys in keys.chunks(rounded.len()) {
+                        let rounded = &mut rounded[..keys.len()];
+                        rounded.convert_from_f32_slice(keys);
+                        for (&key, at) in rounded.iter().zip(&mut places) {
                             // SAFETY: as above.
-                            unsafe { numbers.set(lane + (64 * part + feature) * BLOCK, key) };
+                            unsafe { numbers.part(at..at + 1) }.fill(key);
                         }
                     }
                     // SAFETY: as above.
-                    unsafe { numbers.slice(row, head) }.convert_from_f32_slice(values);
+                    unsafe { numbers.part(row..row + head) }.convert_from_f32_slice(values);
                 }
             }
         }

@@ -17,7 +17,7 @@ pub use plan::AttentionPlan;
 use half::f16;
 
 use super::Pool;
-use super::disjoint::Disjoint;
+use super::Shared;
 use super::simd;
 use kv::Numbers;
 use plan::Task;
@@ -56,7 +56,7 @@ impl KvCache {
     ) {
         let (tasks, partials) = plan.parts();
         {
-            let (out, partials) = (Disjoint::new(out), Disjoint::new(partials));
+            let (out, partials) = (Shared::new(out), Shared::new(partials));
             pool.run(tasks.len(), &|task| {
                 let task = &tasks[task];
                 match &self.numbers {
@@ -80,8 +80,8 @@ impl KvCache {
         task: &Task,
         spans: &[Span<'_>],
         q: &Queries<'_>,
-        out: &Disjoint<'_, f32>,
-        partials: &Disjoint<'_, f32>,
+        out: &Shared<'_, f32>,
+        partials: &Shared<'_, f32>,
     ) {
         let span = &spans[task.span];
         let (head, group) = (self.shape.head, q.heads / self.shape.heads);
@@ -91,13 +91,17 @@ impl KvCache {
         for i in 0..task.rows {
             let (token, member) = ((task.row + i) / group, (task.row + i) % group);
             let column = (task.head * group + member) * head;
-            queries[i] = &q.rows[(task.first_token + token) * q.stride + column..][..head];
+            let row = task.first_token + token;
+            queries[i] = &q.rows[row * q.stride + column..][..head];
             limits[i] = span.past + token + 1;
-            results[i] = match task.partial {
-                // SAFETY: each task has rows and heads of its own.
-                None => unsafe { out.slice((task.first_token + token) * q.heads * head + column, head) },
+            results[i] = match task.partial.map(|at| at + i * (head + 2)) {
+                None => {
+                    let at = row * q.heads * head + column;
+                    // SAFETY: each task has rows and heads of its own.
+                    unsafe { out.part(at..at + head) }
+                }
                 // SAFETY: each task has a partial result of its own.
-                Some(at) => unsafe { partials.slice(at + i * (head + 2), head) },
+                Some(at) => unsafe { partials.part(at..at + head) },
             };
         }
         let tile = Tile {
@@ -115,8 +119,9 @@ impl KvCache {
         let sums = simd::dispatch(tile);
         if let Some(at) = task.partial {
             for (i, (max, sum)) in sums.into_iter().take(task.rows).enumerate() {
+                let last = at + i * (head + 2) + head;
                 // SAFETY: as above.
-                unsafe { partials.slice(at + i * (head + 2) + head, 2) }.copy_from_slice(&[max, sum]);
+                unsafe { partials.part(last..last + 2) }.copy_from_slice(&[max, sum]);
             }
         }
     }

@@ -50,7 +50,7 @@ impl Block {
         let rows = Queries { rows: &work.wide, stride: shape.qkv(), heads: shape.heads };
         cache.attend(pool, layer, &mut work.plan, spans, &rows, &mut work.mixed);
         let mixed = &work.mixed;
-        work.x.fill(pool, work.rows, queries, self.o.is_quantised(), &|row, x| {
+        work.x.fill(pool, (work.rows, queries), self.o.is_quantised(), &|row, x| {
             x.copy_from_slice(&mixed[row * queries..][..queries]);
         });
         product(pool, &[(&self.o, 0)], &work.x, &mut work.change, shape.width);
@@ -67,7 +67,7 @@ impl Block {
         let ffn = shape.feed_forward;
         product(pool, &[(&self.gate, 0), (&self.up, ffn)], &work.x, &mut work.wide, 2 * ffn);
         let wide = &work.wide;
-        work.x.fill(pool, work.rows, ffn, self.down.is_quantised(), &|row, x| {
+        work.x.fill(pool, (work.rows, ffn), self.down.is_quantised(), &|row, x| {
             let (gate, up) = wide[row * 2 * ffn..][..2 * ffn].split_at(ffn);
             swiglu(gate, up, x);
         });

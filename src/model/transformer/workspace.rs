@@ -1,7 +1,7 @@
 use super::Shape;
 use super::block::Turn;
 use crate::kernels::{
-    Activations, AttentionPlan, BLOCK, Disjoint, KvWriter, Pool, Span, add, rms_norm, rms_norm_heads, rotate,
+    Activations, AttentionPlan, BLOCK, KvWriter, Pool, Shared, Span, add, rms_norm, rms_norm_heads, rotate,
 };
 
 /// Rows of a task where rows are shared between threads.
@@ -73,10 +73,10 @@ impl Workspace {
     /// Adds what is to be added to the residual stream, and normalises it into the input of the next product.
     pub(super) fn norm(&mut self, pool: &Pool, weight: &[f32], shape: &Shape, is_quantised: bool) {
         let (d, change) = (shape.width, self.has_change.then_some(&self.change));
-        let residual = Disjoint::new(&mut self.residual);
-        self.x.fill(pool, self.rows, d, is_quantised, &|row, x| {
+        let residual = Shared::new(&mut self.residual);
+        self.x.fill(pool, (self.rows, d), is_quantised, &|row, x| {
             // SAFETY: each row is filled by one task.
-            let residual = unsafe { residual.slice(row * d, d) };
+            let residual = unsafe { residual.part(row * d..(row + 1) * d) };
             if let Some(change) = change {
                 add(residual, &change[row * d..][..d]);
             }
@@ -96,12 +96,12 @@ impl Workspace {
         spans: &[Span<'_>],
     ) {
         let (width, half) = (shape.qkv(), shape.head / 2);
-        let wide = Disjoint::new(&mut self.wide);
+        let wide = Shared::new(&mut self.wide);
         let (places, cos, sin, cache) = (&self.places, &self.cos, &self.sin, &*cache);
         pool.run(places.len().div_ceil(ROWS), &|task| {
             for (row, &(span, position)) in places.iter().enumerate().skip(task * ROWS).take(ROWS) {
                 // SAFETY: each row belongs to one task.
-                let qkv = unsafe { wide.slice(row * width, width) };
+                let qkv = unsafe { wide.part(row * width..(row + 1) * width) };
                 if let Some(bias) = &turn.bias {
                     add(qkv, bias);
                 }
