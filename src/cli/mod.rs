@@ -2,6 +2,8 @@
 
 pub mod bench;
 mod bytes;
+#[allow(dead_code, reason = "wired by the commands that load a model")]
+mod dtype;
 pub mod eval;
 pub mod explain;
 pub mod fit;

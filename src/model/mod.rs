@@ -17,10 +17,11 @@ pub mod ops;
 mod perplexity;
 mod piece;
 mod rows;
+mod stop_tokens;
 mod write_weights;
 
 pub use checkpoint::{Checkpoint, Stored};
-pub use config::{Config, FgramConfig};
+pub use config::{Config, FgramConfig, RopeScaling};
 pub use decoder::{Attend, Decoder, GetParameter, Tree};
 pub use directory::{ModelDirectory, SconeConfig};
 pub use embedding::{Embedding, Fgrams};
