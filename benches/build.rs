@@ -58,6 +58,8 @@ fn model(d: usize, ffn: usize, layers: usize, kv: usize, head: usize) -> (FgramM
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
         tie_word_embeddings: true,
+        attention_bias: false,
+        rope_scaling: None,
     };
     let mut matrices = 0;
     let model = FgramModel::new(&FgramConfig { decoder, residual_output: true }, &mut |_, shape| {

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
+use super::dtype::DtypeFlag;
 use super::serve::at_least_one;
 use crate::kernels::{KvType, Pool};
 use crate::model::{ModelDirectory, Runtime};
@@ -12,6 +13,8 @@ pub(super) struct Compute {
     /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N", env = "SCONE_THREADS", value_parser = at_least_one)]
     threads: Option<usize>,
+    #[command(flatten)]
+    dtype: DtypeFlag,
     /// How keys and values are held: f16 takes half the memory of f32 and half the time to read, and changes logits by
     /// about a thousandth; auto is f32 for models of f32 and f16 for all others
     #[arg(long, value_name = "TYPE", env = "SCONE_KV_DTYPE", default_value = "auto")]
@@ -55,6 +58,7 @@ impl Compute {
             Room::Sequences { most, .. } => most.saturating_mul(config.max_position_embeddings),
         };
         let mut runtime = Runtime::new(Arc::new(pool), positions);
+        runtime.dtype = self.dtype.encoding();
         runtime.kv_type = match self.kv_dtype {
             KvDtype::F32 => KvType::F32,
             KvDtype::F16 => KvType::F16,

@@ -23,7 +23,7 @@ Examples:
   scone eval model_cards/default-baseline --text book.txt"
 )]
 pub struct Args {
-    /// The model
+    /// A model directory in the Hugging Face layout, or a .gguf file
     #[arg(default_value = DEFAULT_MODEL, env = "SCONE_MODEL_DIR", value_name = "MODEL_DIR")]
     model: PathBuf,
     /// A UTF-8 text file

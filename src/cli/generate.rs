@@ -26,7 +26,7 @@ Examples:
 
 The text goes to standard output and nothing else does; times go to standard error.")]
 pub struct Args {
-    /// The model's directory, in the Hugging Face layout
+    /// A model directory in the Hugging Face layout, or a .gguf file
     #[arg(value_name = "MODEL_DIR", env = "SCONE_MODEL_DIR", default_value = DEFAULT_MODEL)]
     model: PathBuf,
     /// The text to continue; `-` reads it from standard input

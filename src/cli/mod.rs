@@ -3,6 +3,7 @@
 pub mod bench;
 mod bytes;
 mod compute;
+mod dtype;
 pub mod eval;
 pub mod explain;
 pub mod fit;

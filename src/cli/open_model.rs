@@ -10,7 +10,7 @@ use crate::engine::Forward;
 use crate::model::{LiveTable, ModelDirectory};
 use crate::tokenizer::Tokenizer;
 
-/// A model directory, ready to run.
+/// A model, ready to run.
 pub(super) struct Opened {
     pub(super) forward: Box<dyn Forward>,
     pub(super) tokenizer: Tokenizer,
@@ -32,7 +32,8 @@ pub(super) struct ModelInfo {
     pub(super) stop_tokens: Vec<u32>,
 }
 
-/// Loads the model in `directory`, to be run as `compute` says, and its table: the one at `table` if given,
+/// Loads the model at `directory`, which may also be a GGUF file, to be run as `compute` says, and its table: the one at
+/// `table` if given,
 /// otherwise the one that the directory names, if it names one. Its rows are put where `mode` says.
 pub(super) fn open_model(
     directory: &Path,
@@ -41,10 +42,10 @@ pub(super) fn open_model(
     compute: &Compute,
     room: Room,
 ) -> Result<Opened> {
-    if !directory.is_dir() {
+    if !directory.exists() {
         bail!(
-            "there is no model directory at {}: name one that holds config.json, model.safetensors and tokenizer.json, or \
-             start the program where {DEFAULT_MODEL} is",
+            "there is no model at {}: name a directory that holds config.json, model.safetensors and tokenizer.json, or a \
+             .gguf file, or start the program where {DEFAULT_MODEL} is",
             directory.display()
         );
     }

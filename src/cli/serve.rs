@@ -35,7 +35,7 @@ On SIGHUP, or `curl -X POST http://127.0.0.1:8080/admin/table` from the same mac
 goes on with it if it fits the model; no request is dropped. To replace a table, move the new file over the old one; never
 write into a file that is being served. With `-d '{\"path\": \"FILE\"}'` and a JSON content type another file is taken.")]
 pub struct Args {
-    /// The model's directory, in the Hugging Face layout
+    /// A model directory in the Hugging Face layout, or a .gguf file
     #[arg(value_name = "MODEL_DIR", env = "SCONE_MODEL_DIR", default_value = DEFAULT_MODEL)]
     model: PathBuf,
     /// Address and port to listen on; port 0 takes a free one

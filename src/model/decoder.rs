@@ -64,8 +64,13 @@ impl Decoder {
     /// Builds the decoder from parameters of Hugging Face's names (`model.layers.0.self_attn.q_proj.weight`, ...).
     ///
     /// # Errors
-    /// Those of `get`.
+    /// Those of `get`; and where the shape has what this decoder does not compute: biases, norms of heads, scaled
+    /// rotary angles.
     pub fn new(config: &Config, get: &mut GetParameter<'_>) -> Result<Self, ModelError> {
+        if config.qkv_bias() || config.output_bias() || config.qk_norm() || config.rope_scaling.is_some() {
+            let why = "biases, norms of heads and scaled rotary angles are not for training or f-gram models";
+            return Err(candle_core::Error::Msg(why.into()).into());
+        }
         let blocks =
             (0..config.num_hidden_layers).map(|i| Block::new(config, i, get)).collect::<Result<_, _>>()?;
         Ok(Self {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Checkpoint, Config, FgramConfig, FgramModel, Fgrams, LiveTable, Model, ModelError, Runtime, TableFit,
+    stop_tokens,
 };
 use crate::kernels::{Encoding, KvShape, KvType};
 use crate::table::{Identity, Placement, Table};
@@ -25,8 +26,8 @@ pub struct SconeConfig {
     pub baseline: Option<PathBuf>,
 }
 
-/// A model in Hugging Face's layout: `config.json`, `model.safetensors`, `tokenizer.json`, and for a SCONE model
-/// `scone.json`, the table and `fgram_model/`.
+/// A model in Hugging Face's layout: `config.json`, `model.safetensors` or its shards, `tokenizer.json`, and for a SCONE
+/// model `scone.json`, the table and `fgram_model/`. Or a GGUF file, which holds all that a baseline needs.
 pub struct ModelDirectory {
     path: PathBuf,
     config: Config,
@@ -40,11 +41,26 @@ fn read(path: &Path) -> Result<String, ModelError> {
 }
 
 impl ModelDirectory {
-    /// Reads configuration, tokenizer and weights.
+    /// Reads configuration and tokenizer, and maps the weights, of a directory or a GGUF file.
     ///
     /// # Errors
     /// Where a file is missing or wrong; the message names it.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
+        if path.is_file() { Self::open_gguf(path) } else { Self::open_directory(path) }
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, ModelError> {
+        let weights = Checkpoint::open(path)?;
+        if !weights.is_gguf() {
+            let why = "weights alone are no model: name the directory that holds them, or a GGUF file";
+            return Err(ModelError::config(path, why));
+        }
+        let config = Config::from_gguf(&weights)?;
+        let tokenizer = weights.tokenizer()?;
+        Self { path: path.to_owned(), config, scone: None, weights, tokenizer }.checked(path)
+    }
+
+    fn open_directory(path: &Path) -> Result<Self, ModelError> {
         let file = path.join("config.json");
         if !file.exists() {
             let why =
@@ -60,16 +76,20 @@ impl ModelDirectory {
             None
         };
         let tokenizer = Tokenizer::from_file(path.join("tokenizer.json"))?;
-        if tokenizer.vocab_size() > config.vocab_size {
-            let why = format!(
-                "\"vocab_size\": {} is less than the tokenizer's {}: they belong to different models",
-                config.vocab_size,
-                tokenizer.vocab_size()
-            );
-            return Err(ModelError::config(&path.join("config.json"), why));
-        }
         let weights = Checkpoint::open(path)?;
-        Ok(Self { path: path.to_owned(), config, scone, weights, tokenizer })
+        Self { path: path.to_owned(), config, scone, weights, tokenizer }.checked(&path.join("config.json"))
+    }
+
+    /// Itself, unless the tokenizer has more tokens than the model; `file` is where the model's number is.
+    fn checked(self, file: &Path) -> Result<Self, ModelError> {
+        let (model, tokenizer) = (self.config.vocab_size, self.tokenizer.vocab_size());
+        if tokenizer > model {
+            let why = format!(
+                "\"vocab_size\": {model} is less than the tokenizer's {tokenizer}: they belong to different models"
+            );
+            return Err(ModelError::config(file, why));
+        }
+        Ok(self)
     }
 
     /// Where it is.
@@ -87,39 +107,26 @@ impl ModelDirectory {
         self.scone.as_ref()
     }
 
+    /// The weights as they are stored.
+    pub fn weights(&self) -> &Checkpoint {
+        &self.weights
+    }
+
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// The tokens that end a text: those of `generation_config.json`, else the tokenizer's own.
+    /// The tokens that end a text: those of `generation_config.json` or of the GGUF file, else the tokenizer's own.
     ///
     /// # Errors
     /// Where the file is there and wrong.
     pub fn stop_tokens(&self) -> Result<Vec<u32>, ModelError> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Eos {
-            One(u32),
-            Many(Vec<u32>),
+        if let Some(tokens) = stop_tokens::of_directory(&self.path)? {
+            return Ok(tokens);
         }
-        #[derive(Deserialize)]
-        struct Generation {
-            #[serde(default)]
-            eos_token_id: Option<Eos>,
-        }
-        let file = self.path.join("generation_config.json");
-        if file.exists() {
-            let parsed: Generation = serde_json::from_str(&read(&file)?).map_err(|e| {
-                ModelError::config(&file, format!("\"eos_token_id\" must be a token id or a list: {e}"))
-            })?;
-            match parsed.eos_token_id {
-                Some(Eos::One(token)) => return Ok(vec![token]),
-                Some(Eos::Many(tokens)) => return Ok(tokens),
-                None => {}
-            }
-        }
-        Ok(self.tokenizer.eos().into_iter().collect())
+        let tokens = self.weights.stop_tokens()?;
+        Ok(if tokens.is_empty() { self.tokenizer.eos().into_iter().collect() } else { tokens })
     }
 
     /// Gives up the tokenizer.

@@ -17,11 +17,12 @@ pub mod ops;
 mod perplexity;
 mod piece;
 mod rows;
+mod stop_tokens;
 mod transformer;
 mod write_weights;
 
 pub use checkpoint::{Checkpoint, Stored};
-pub use config::{Config, FgramConfig};
+pub use config::{Config, FgramConfig, RopeScaling};
 pub use decoder::{Attend, Decoder, GetParameter, Tree};
 pub use directory::{ModelDirectory, SconeConfig};
 pub use embedding::{Embedding, Fgrams};

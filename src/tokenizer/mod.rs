@@ -1,11 +1,13 @@
 //! Text to token ids and back, incrementally.
 //!
 //! [`Tokenizer`] is a `tokenizer.json` as Hugging Face's `tokenizers` defines it, with the facts that the rest of
-//! the crate asks for: its hash, its special tokens, its end-of-text token. [`Decoder`] turns a stream of ids into
+//! the crate asks for: its hash, its special tokens, its end-of-text token. [`GgufVocabulary`] is what a GGUF file has
+//! in its place. [`Decoder`] turns a stream of ids into
 //! a stream of text, and [`train_bpe`] makes a new byte-level BPE.
 
 mod bpe;
 mod decoder;
+mod gguf;
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +16,7 @@ use thiserror::Error;
 
 pub use bpe::{END_OF_TEXT, train_bpe};
 pub use decoder::Decoder;
+pub use gguf::GgufVocabulary;
 
 /// The names that end-of-text tokens go by, the most telling first.
 const EOS_NAMES: [&str; 8] = [

@@ -276,6 +276,8 @@ impl RunConfig {
             rms_norm_eps: m.rms_norm_eps,
             rope_theta: m.rope_theta,
             tie_word_embeddings: true,
+            attention_bias: false,
+            rope_scaling: None,
         }
     }
 

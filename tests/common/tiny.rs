@@ -51,6 +51,8 @@ pub fn config(vocab_size: usize, layers: usize) -> Config {
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
         tie_word_embeddings: true,
+        attention_bias: false,
+        rope_scaling: None,
     }
 }
 

@@ -5,6 +5,7 @@ mod gguf;
 mod huggingface;
 mod metadata;
 mod names;
+mod vocabulary;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -114,6 +115,11 @@ impl Checkpoint {
     /// The directory or the file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether it is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        self.gguf.is_some()
     }
 
     /// What a GGUF file says of its model; None for safetensors.

@@ -5,7 +5,7 @@ use crate::model::checkpoint::Checkpoint;
 use crate::model::{Config, ModelError};
 
 /// Weights on their way from a checkpoint into the form that serves.
-pub struct Weights<'a> {
+pub(in crate::model) struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     /// What matrices are converted to; as they are stored if None.
     to: Option<Encoding>,
@@ -13,7 +13,7 @@ pub struct Weights<'a> {
 
 impl<'a> Weights<'a> {
     /// The weights of `checkpoint`, matrices as they are stored or converted.
-    pub fn new(checkpoint: &'a Checkpoint, to: Option<Encoding>) -> Self {
+    pub(in crate::model) fn new(checkpoint: &'a Checkpoint, to: Option<Encoding>) -> Self {
         Self { checkpoint, to }
     }
 
@@ -21,7 +21,7 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// Where a tensor is missing or does not fit the configuration.
-    pub fn transformer(&self, config: &Config) -> Result<Transformer, ModelError> {
+    pub(in crate::model) fn transformer(&self, config: &Config) -> Result<Transformer, ModelError> {
         let shape = Shape {
             width: config.hidden_size,
             feed_forward: config.intermediate_size,

@@ -13,10 +13,10 @@ use crate::kernels::{KvCache, KvShape, Matrix, Pool, Span, product};
 use block::Block;
 use workspace::Workspace;
 
-pub use load::Weights;
+pub(super) use load::Weights;
 
 /// A Llama-shaped transformer with its embedding and its head.
-pub struct Transformer {
+pub(super) struct Transformer {
     blocks: Vec<Block>,
     /// `T` `[vocabulary, d]`: read by rows, and the head as well where they are tied.
     tokens: Matrix,
@@ -58,18 +58,18 @@ impl Shape {
 
 impl Transformer {
     /// What a position's keys and values take.
-    pub fn kv_shape(&self) -> KvShape {
+    pub(in crate::model) fn kv_shape(&self) -> KvShape {
         KvShape { layers: self.blocks.len(), heads: self.shape.kv_heads, head: self.shape.head }
     }
 
     /// Bytes of the weights as they are held.
-    pub fn weight_bytes(&self) -> usize {
+    pub(in crate::model) fn weight_bytes(&self) -> usize {
         let blocks: usize = self.blocks.iter().map(Block::bytes).sum();
         blocks + self.tokens.bytes() + self.head.as_ref().map_or(0, Matrix::bytes)
     }
 
     /// Room for the input embeddings `[tokens, d]` of the next step, and a way to read `T`.
-    pub fn input(&mut self, tokens: usize) -> (&mut [f32], &Matrix) {
+    pub(in crate::model) fn input(&mut self, tokens: usize) -> (&mut [f32], &Matrix) {
         (self.workspace.residual(tokens * self.shape.width), &self.tokens)
     }
 
@@ -79,7 +79,7 @@ impl Transformer {
     ///
     /// # Panics
     /// Where the cache is of another shape or has no such block.
-    pub fn forward(
+    pub(in crate::model) fn forward(
         &mut self,
         pool: &Pool,
         cache: &mut KvCache,

@@ -1,9 +1,17 @@
+//! The shape of a model, from Hugging Face's `config.json` or a GGUF file's metadata.
+
+mod gguf;
+mod huggingface;
+mod rope;
+
 use serde::{Deserialize, Serialize};
 
-/// The shape of a Llama decoder: the fields of Hugging Face's `config.json` that matter here.
+pub use rope::RopeScaling;
+
+/// The shape of a Llama-like decoder: the fields of Hugging Face's `config.json` that matter here.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
-    /// Always `llama`; anything else is refused.
+    /// One of [`Config::TYPES`]; anything else is refused.
     pub model_type: String,
     /// d: the width of embeddings and of the residual stream.
     pub hidden_size: usize,
@@ -31,35 +39,27 @@ pub struct Config {
     /// Whether the output head is the token embedding.
     #[serde(default)]
     pub tie_word_embeddings: bool,
+    /// Whether the projections of attention have biases, all four of them. Those of `qwen2` have them in any case, but
+    /// none after attention.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub attention_bias: bool,
+    /// How the rotary angles were changed for a longer context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
 }
 
 fn rope_theta() -> f64 {
     10_000.0
 }
 
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
 impl Config {
-    /// Reads the file's text and refuses by name what this program does not support.
-    ///
-    /// # Errors
-    /// A message that names the field.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let raw: serde_json::Value = serde_json::from_str(text).map_err(|e| format!("not JSON: {e}"))?;
-        for (field, supported) in [
-            ("rope_scaling", serde_json::Value::Null),
-            ("attention_bias", false.into()),
-            ("mlp_bias", false.into()),
-            ("hidden_act", "silu".into()),
-        ] {
-            if let Some(value) = raw.get(field)
-                && *value != supported
-            {
-                return Err(format!("\"{field}\": {value} is not supported (only {supported})"));
-            }
-        }
-        let config: Self = serde_json::from_value(raw).map_err(|e| e.to_string())?;
-        config.check()?;
-        Ok(config)
-    }
+    /// The kinds of decoders that there are. `mistral` is computed as `llama`; `qwen2` has biases on queries, keys and
+    /// values; `qwen3` norms every head of queries and keys.
+    pub const TYPES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
     /// Whether the numbers fit each other.
     ///
@@ -67,8 +67,12 @@ impl Config {
     /// A message that names the field.
     pub fn check(&self) -> Result<(), String> {
         let no = |why: String| Err(why);
-        if self.model_type != "llama" {
-            return no(format!("\"model_type\": \"{}\" is not supported (only \"llama\")", self.model_type));
+        if !Self::TYPES.contains(&&*self.model_type) {
+            let known = Self::TYPES.join("\", \"");
+            return no(format!(
+                "\"model_type\": \"{}\" is not supported (only \"{known}\")",
+                self.model_type
+            ));
         }
         for (field, value) in [
             ("hidden_size", self.hidden_size),
@@ -101,7 +105,7 @@ impl Config {
         if !positive(self.rms_norm_eps) || !positive(self.rope_theta) {
             return no("\"rms_norm_eps\" and \"rope_theta\" must be positive".into());
         }
-        Ok(())
+        self.rope_scaling.as_ref().map_or(Ok(()), |scaling| scaling.check(self.head() / 2))
     }
 
     /// Key and value heads.
@@ -114,26 +118,41 @@ impl Config {
         self.head_dim.unwrap_or_else(|| self.hidden_size / self.num_attention_heads.max(1))
     }
 
+    /// Whether queries, keys and values have biases.
     pub fn qkv_bias(&self) -> bool {
-        false
+        self.attention_bias || self.model_type == "qwen2"
     }
+
+    /// Whether the projection after attention has a bias.
     pub fn output_bias(&self) -> bool {
-        false
+        self.attention_bias
     }
+
+    /// Whether every head of queries and keys is normed, before it is rotated, with a gain by feature of a head
+    /// (`self_attn.q_norm`, `self_attn.k_norm`, with [`Config::rms_norm_eps`]).
     pub fn qk_norm(&self) -> bool {
-        false
+        self.model_type == "qwen3"
     }
+
+    /// The rotary angles of position 1, one for each pair `(i, i + head / 2)` of a head's features: position `p` turns
+    /// the pair by `p` times as much. In the arithmetic of Hugging Face's `modeling_rope_utils`: f32 angles.
     pub fn inverse_frequencies(&self) -> Vec<f32> {
-        (0..self.head() / 2)
-            .map(|i| (1.0 / self.rope_theta.powf(2.0 * i as f64 / self.head() as f64)) as f32)
-            .collect()
+        let (head, half) = (self.head() as f64, self.head() / 2);
+        let plain = (0..half).map(|i| (1.0 / self.rope_theta.powf(2.0 * i as f64 / head)) as f32);
+        match &self.rope_scaling {
+            None => plain.collect(),
+            Some(scaling) => plain.enumerate().map(|(i, angle)| scaling.scale(i, angle)).collect(),
+        }
     }
 
     /// Parameters of the blocks and the last norm, without embedding and head.
     pub fn decoder_parameters(&self) -> usize {
         let (d, q, kv) =
             (self.hidden_size, self.num_attention_heads * self.head(), self.kv_heads() * self.head());
-        self.num_hidden_layers * (2 * d * q + 2 * d * kv + 3 * d * self.intermediate_size + 2 * d) + d
+        let biases = if self.qkv_bias() { q + 2 * kv } else { 0 } + if self.output_bias() { d } else { 0 };
+        let norms = 2 * d + if self.qk_norm() { 2 * self.head() } else { 0 };
+        self.num_hidden_layers * (2 * d * q + 2 * d * kv + 3 * d * self.intermediate_size + norms + biases)
+            + d
     }
 
     /// All parameters; a tied head counts once.
