@@ -7,16 +7,16 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::Device;
-use scone::model::{Model, ModelDirectory, Piece, Wanted};
+use scone::model::{Model, ModelDirectory, Piece};
 
 /// Tokens of a sequence before the first step that is timed, and the steps.
 const PAST: usize = 64;
 const STEPS: usize = 192;
 
 fn step(model: &mut Model, sequences: &[&[u32]], past: usize, len: usize) -> f64 {
-    let pieces = sequences.iter().enumerate();
-    let pieces =
-        pieces.map(|(slot, tokens)| Piece { slot, tokens: &tokens[..len], past, wanted: Wanted::Last });
+    let slots: Vec<u32> = (0..sequences.len() as u32).collect();
+    let pieces = sequences.iter().zip(slots.chunks(1));
+    let pieces = pieces.map(|(tokens, blocks)| Piece { tokens: &tokens[..len], past, blocks, wanted: 1 });
     let pieces: Vec<_> = pieces.collect();
     let start = Instant::now();
     model.forward(&pieces).expect("a step");

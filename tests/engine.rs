@@ -11,7 +11,11 @@ use scone::engine::{Config, Engine, EngineError, Event, Finish, Request, Sampler
 use tokio::sync::mpsc::UnboundedReceiver;
 
 fn engine(slots: usize, max_batch_tokens: usize) -> Engine {
-    Engine::start(Box::new(HashModel::new(slots)), Config { max_batch_tokens, max_queue: 100 }).unwrap()
+    Engine::start(
+        Box::new(HashModel::new(slots)),
+        Config { max_sequences: slots, max_batch_tokens, max_queue: 100 },
+    )
+    .unwrap()
 }
 
 fn request(prompt: Vec<u32>, max_tokens: usize) -> Request {
@@ -152,7 +156,9 @@ fn the_whole_context_can_be_used() {
 #[test]
 fn an_abandoned_request_makes_room() {
     let model = HashModel::slow(1, Duration::from_millis(5));
-    let engine = Engine::start(Box::new(model), Config { max_batch_tokens: 8, max_queue: 10 }).unwrap();
+    let engine =
+        Engine::start(Box::new(model), Config { max_sequences: 1, max_batch_tokens: 8, max_queue: 10 })
+            .unwrap();
     let endless = |first| Request { stop_tokens: vec![], ..request(vec![first], 200) };
     let mut running = engine.handle().submit(vec![endless(1)]).unwrap().remove(0);
     running.blocking_recv().unwrap();
@@ -167,7 +173,9 @@ fn an_abandoned_request_makes_room() {
 #[test]
 fn dropping_the_engine_ends_everything() {
     let model = HashModel::slow(1, Duration::from_millis(5));
-    let engine = Engine::start(Box::new(model), Config { max_batch_tokens: 8, max_queue: 10 }).unwrap();
+    let engine =
+        Engine::start(Box::new(model), Config { max_sequences: 1, max_batch_tokens: 8, max_queue: 10 })
+            .unwrap();
     let receivers = engine.handle().submit(vec![request(vec![1], 200), request(vec![2], 200)]).unwrap();
     drop(engine);
     for receiver in receivers {

@@ -8,7 +8,7 @@ mod tiny;
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::llama;
-use scone::model::{Model, ModelDirectory, Piece, Wanted};
+use scone::model::{Model, ModelDirectory, Piece};
 use scone::table::RowType;
 
 struct Reference {
@@ -54,7 +54,8 @@ impl Reference {
 }
 
 fn piece(slot: usize, tokens: &[u32], past: usize) -> Piece<'_> {
-    Piece { slot, tokens, past, wanted: Wanted::All }
+    const SLOTS: [u32; 3] = [0, 1, 2];
+    Piece { tokens, past, blocks: &SLOTS[slot..=slot], wanted: tokens.len() - past }
 }
 
 fn logits(model: &mut Model, pieces: &[Piece<'_>]) -> Vec<Vec<f32>> {

@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
     let text = read_prompt(&args.prompt)?;
     let Opened { forward, tokenizer, info, .. } =
         open_model(&args.model, args.table.as_deref(), &args.table_mode, 1)?;
-    let engine = Engine::start(forward, Config { max_batch_tokens: 512, max_queue: 1 })?;
+    let engine = Engine::start(forward, Config { max_sequences: 1, ..Config::default() })?;
     let prompt = tokenizer.encode(&text)?;
     let (context, prompt_tokens) = (engine.handle().context(), prompt.len());
     ensure!(

@@ -77,7 +77,11 @@ pub fn run(args: &Args) -> Result<()> {
     })?;
     let Opened { forward, tokenizer, table, info } =
         open_model(&args.model, args.table.as_deref(), &args.table_mode, args.max_sequences)?;
-    let config = Config { max_batch_tokens: args.max_batch_tokens, max_queue: args.max_queue };
+    let config = Config {
+        max_sequences: args.max_sequences,
+        max_batch_tokens: args.max_batch_tokens,
+        max_queue: args.max_queue,
+    };
     let engine = Engine::start(forward, config).context("cannot start the engine")?;
     let card = ModelCard {
         id: args.model_name.clone().unwrap_or_else(|| directory_name(&args.model)),

@@ -1,18 +1,18 @@
 use std::sync::Arc;
 
-use candle_core::Device;
+use crate::model::Piece;
 
-use crate::model::embedding::prefetch_rows;
-use crate::model::{KvCache, Model, Piece};
-
-/// What a forward pass failed with. It ends the requests of its batch, not the engine.
+/// What a forward pass failed with. It ends the requests that fail by themselves, not the engine.
 pub type ForwardError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Brings nearer what a model will need of a sequence's tokens. Called from a thread of its own.
 pub type Prefetch = Arc<dyn Fn(&[u32]) + Send + Sync>;
 
-/// What the engine needs of a model: a forward pass over a ragged batch, and places ("slots") that each keep the keys and
-/// values of one sequence between passes.
+/// What the engine needs of a model: a forward pass over a ragged batch, and blocks that keep keys and values of a few
+/// positions each between passes.
+///
+/// The engine says which blocks are whose. It relies on one thing: what a sequence gets is the same, bit for bit, whatever
+/// runs beside it, however its tokens are cut into pieces, and when a pass is repeated.
 pub trait Forward: Send {
     /// Logits of a position: one for each token id below this.
     fn vocab_size(&self) -> usize;
@@ -20,41 +20,34 @@ pub trait Forward: Send {
     /// The most tokens of one sequence, prompt and output together.
     fn context(&self) -> usize;
 
-    /// How many sequences can have keys and values at a time. Slots are numbered from 0.
-    fn slots(&self) -> usize;
+    /// Positions of a block, at least 1.
+    fn block_tokens(&self) -> usize;
 
-    /// Runs one pass over `batch`, in which no slot occurs twice, and returns the wanted logits: for each piece, for each
-    /// wanted position, `vocab_size` values, all in one vector in that order.
+    /// How many blocks there are. They are numbered from 0.
+    fn blocks(&self) -> usize;
+
+    /// Runs one pass over `batch`: writes the new tokens' keys and values into their blocks, and puts the wanted logits
+    /// into `logits`, whose former contents are dropped: for each piece, for each wanted position, `vocab_size` values. No
+    /// block that a piece writes to occurs in another piece.
     ///
     /// # Errors
-    /// Whatever keeps the model from computing; the sequences of the batch are then ended.
-    fn forward(&mut self, batch: &[Piece<'_>]) -> Result<Vec<f32>, ForwardError>;
+    /// Whatever keeps the model from computing. The engine then repeats the pass for each piece alone.
+    fn forward(&mut self, batch: &[Piece<'_>], logits: &mut Vec<f32>) -> Result<(), ForwardError>;
+
+    /// Calls `work` with each number below `tasks`, on the model's own threads, which have nothing else to do between
+    /// passes.
+    fn parallel(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+        (0..tasks).for_each(work);
+    }
 
     /// What to call with the prompt of each request that was taken, before its turn comes; None if there is nothing to do.
     fn prefetch(&self) -> Option<Prefetch> {
         None
     }
-}
 
-impl Forward for Model {
-    fn vocab_size(&self) -> usize {
-        self.config().vocab_size
-    }
-
-    fn context(&self) -> usize {
-        self.config().max_position_embeddings
-    }
-
-    fn slots(&self) -> usize {
-        self.cache().map_or(0, KvCache::slots)
-    }
-
-    fn forward(&mut self, batch: &[Piece<'_>]) -> Result<Vec<f32>, ForwardError> {
-        Ok(Model::forward(self, batch)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?)
-    }
-
-    fn prefetch(&self) -> Option<Prefetch> {
-        let live = Arc::clone(self.embedding().live_table()?);
-        Some(Arc::new(move |prompt| prefetch_rows(&live.get(), prompt)))
+    /// Changes when keys and values of old no longer are what the model would compute, because it reads another table: new
+    /// sequences then share nothing with those of before.
+    fn epoch(&self) -> u64 {
+        0
     }
 }

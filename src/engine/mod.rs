@@ -12,6 +12,7 @@
 mod error;
 mod forward;
 mod hints;
+mod model;
 mod queue;
 mod request;
 mod sampler;
@@ -20,7 +21,7 @@ mod score;
 mod sequence;
 mod worker;
 
-pub use crate::model::{Piece, Wanted};
+pub use crate::model::Piece;
 pub use error::EngineError;
 pub use forward::{Forward, ForwardError, Prefetch};
 pub use request::{Event, Finish, Request, Sampling, Score};

@@ -2,11 +2,12 @@ use rayon::prelude::*;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::queue::Waiting;
-use super::{Event, Finish, NotANumber, Piece, Request, Sampler, Score, Wanted, score};
+use super::{Event, Finish, NotANumber, Piece, Request, Sampler, Score, score};
 
 /// A sequence that has a slot: its tokens so far and how far the model has got with them.
 pub(super) struct Sequence {
     pub(super) slot: usize,
+    blocks: Vec<u32>,
     pub(super) is_finished: bool,
     tokens: Vec<u32>,
     /// How many tokens' keys and values the slot holds.
@@ -22,11 +23,12 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(slot: usize, waiting: Waiting) -> Self {
+    pub(super) fn new(slot: usize, blocks: Vec<u32>, waiting: Waiting) -> Self {
         let Request { prompt, max_tokens, sampling, stop_tokens, logprobs, prompt_logprobs } =
             waiting.request;
         Self {
             slot,
+            blocks,
             is_finished: false,
             prompt_len: prompt.len(),
             tokens: prompt,
@@ -55,13 +57,13 @@ impl Sequence {
     pub(super) fn piece(&self, count: usize) -> Piece<'_> {
         let end = self.computed + count;
         let wanted = if self.prompt_logprobs.is_some() && self.computed < self.prompt_len {
-            Wanted::All
+            count
         } else if end == self.tokens.len() {
-            Wanted::Last
+            1
         } else {
-            Wanted::None
+            0
         };
-        Piece { slot: self.slot, tokens: &self.tokens[..end], past: self.computed, wanted }
+        Piece { tokens: &self.tokens[..end], past: self.computed, blocks: &self.blocks, wanted }
     }
 
     /// Takes the logits of [`Self::piece`]`(count)`: notes the prompt's scores, samples where a token is due, and tells

@@ -15,10 +15,18 @@ use super::{EngineError, Event, Forward, ForwardError, Request};
 /// How the engine is run.
 #[derive(Debug, Clone, Copy)]
 pub struct Config {
+    /// Sequences that run at a time.
+    pub max_sequences: usize,
     /// Tokens that one step computes at most, prompts and decoding together (decoding alone may exceed it).
     pub max_batch_tokens: usize,
-    /// Sequences that may wait for a slot.
+    /// Sequences that may wait for a place.
     pub max_queue: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { max_sequences: 16, max_batch_tokens: 512, max_queue: 256 }
+    }
 }
 
 /// The running engine. Dropping it stops its thread and ends what runs and waits with an error.
@@ -43,10 +51,10 @@ impl Engine {
     /// # Errors
     /// If the model has no slots, or the operating system gives no thread.
     pub fn start(model: Box<dyn Forward>, config: Config) -> std::io::Result<Self> {
-        if model.slots() == 0 {
-            return Err(std::io::Error::other(
-                "the model has no place for a sequence: it needs at least one slot",
-            ));
+        let blocks_each = model.context().div_ceil(model.block_tokens());
+        let slots = config.max_sequences.min(model.blocks() / blocks_each);
+        if slots == 0 {
+            return Err(std::io::Error::other("the model has no place for a sequence's keys and values"));
         }
         let queue = Arc::new(Queue::new(config.max_queue));
         let handle = EngineHandle {
@@ -56,7 +64,9 @@ impl Engine {
             context: model.context(),
         };
         let worker = Worker {
-            free: (0..model.slots()).rev().collect(),
+            free: (0..slots).rev().collect(),
+            blocks_each,
+            logits: Vec::new(),
             budget: config.max_batch_tokens,
             vocab_size: model.vocab_size(),
             running: Vec::new(),
@@ -164,6 +174,8 @@ struct Worker {
     /// In the order in which they came.
     running: Vec<Sequence>,
     free: Vec<usize>,
+    blocks_each: usize,
+    logits: Vec<f32>,
 }
 
 impl Worker {
@@ -172,8 +184,10 @@ impl Worker {
             self.release(|sequence| sequence.is_abandoned());
             let Some(admitted) = self.queue.take(self.free.len(), self.running.len()) else { break };
             let slots = self.free.split_off(self.free.len() - admitted.len());
-            self.running
-                .extend(slots.into_iter().rev().zip(admitted).map(|(slot, one)| Sequence::new(slot, one)));
+            self.running.extend(slots.into_iter().rev().zip(admitted).map(|(slot, one)| {
+                let blocks = slot * self.blocks_each..(slot + 1) * self.blocks_each;
+                Sequence::new(slot, blocks.map(|block| block as u32).collect(), one)
+            }));
             self.step();
             self.release(|sequence| sequence.is_finished);
         }
@@ -208,8 +222,9 @@ impl Worker {
     fn compute(&mut self, counts: &[usize]) -> Result<(), ForwardError> {
         let chosen = || counts.iter().copied().enumerate().filter(|&(_, count)| count > 0);
         let batch: Vec<_> = chosen().map(|(i, count)| self.running[i].piece(count)).collect();
-        let rows: Vec<usize> = batch.iter().map(|piece| piece.wanted_rows()).collect();
-        let logits = self.model.forward(&batch)?;
+        let rows: Vec<usize> = batch.iter().map(|piece| piece.wanted).collect();
+        let logits = &mut self.logits;
+        self.model.forward(&batch, logits)?;
         let expected = rows.iter().sum::<usize>() * self.vocab_size;
         if logits.len() != expected {
             return Err(format!("it gave {} logits where {expected} were wanted", logits.len()).into());

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::decoder::GetParameter;
 use super::ops::{CachedPiece, Linear, take_rows};
-use super::{Attend, Config, Decoder, Embedding, Fgrams, KvCache, ModelError, Piece, Wanted};
+use super::{Attend, Config, Decoder, Embedding, Fgrams, KvCache, ModelError, Piece};
 
 /// The main model without its input embedding: decoder and head.
 pub struct MainModel {
@@ -91,19 +91,18 @@ impl Model {
         let Some(cache) = &self.cache else {
             return Err(candle_core::Error::Msg("the model was loaded without a KV cache".into()).into());
         };
-        let cached: Vec<CachedPiece> =
-            pieces.iter().map(|p| CachedPiece { slot: p.slot, past: p.past, new: p.new_tokens() }).collect();
+        let slot = |blocks: &[u32]| blocks.first().map_or(usize::MAX, |&slot| slot as usize);
+        let cached: Vec<CachedPiece> = pieces
+            .iter()
+            .map(|p| CachedPiece { slot: slot(p.blocks), past: p.past, new: p.new_tokens() })
+            .collect();
         let x = self.embedding.embed(pieces)?;
         let h = self.decoder.forward(&x, &Attend::Cached { cache, pieces: &cached })?;
         let mut wanted = Vec::new();
         let mut at = 0u32;
         for (piece, cached) in pieces.iter().zip(&cached) {
             let end = at + cached.new as u32;
-            match piece.wanted {
-                Wanted::None => {}
-                Wanted::Last => wanted.extend(end.checked_sub(1)),
-                Wanted::All => wanted.extend(at..end),
-            }
+            wanted.extend(end - piece.wanted.min(cached.new) as u32..end);
             at = end;
         }
         if wanted.is_empty() {
@@ -117,9 +116,9 @@ impl Model {
     ///
     /// # Errors
     /// Where a token is beyond the vocabulary or a sequence beyond the context.
-    pub fn score(&self, sequences: &[&[u32]]) -> Result<Tensor, ModelError> {
-        let pieces: Vec<Piece<'_>> =
-            sequences.iter().map(|tokens| Piece { slot: 0, tokens, past: 0, wanted: Wanted::All }).collect();
+    pub fn score<'a>(&self, sequences: &[&'a [u32]]) -> Result<Tensor, ModelError> {
+        let whole = |tokens: &&'a [u32]| Piece { tokens, past: 0, blocks: &[], wanted: tokens.len() };
+        let pieces: Vec<Piece<'a>> = sequences.iter().map(whole).collect();
         let lengths = sequences.iter().map(|tokens| tokens.len()).collect();
         let x = self.embedding.embed(&pieces)?;
         let h = self.decoder.forward(&x, &Attend::Whole(Arc::new(lengths)))?;

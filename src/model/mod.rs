@@ -28,6 +28,6 @@ pub use inference::{MainModel, Model};
 pub use kv::KvCache;
 pub use live_table::{LiveTable, TableFit};
 pub use perplexity::{Perplexity, perplexity};
-pub use piece::{Piece, Wanted};
+pub use piece::Piece;
 pub use rows::{RowCheck, Shard, build_table, check_rows, matmul_rate};
 pub use weights::{Weights, write_weights};

@@ -1,40 +1,22 @@
-/// One sequence's part of a batch: a chunk of its prompt, or the token sampled last.
+/// One sequence's part of a batch: a chunk of its prompt, or the token sampled last and drafts of those that may follow.
 #[derive(Debug, Clone, Copy)]
 pub struct Piece<'a> {
-    /// Where the sequence's keys and values are. A piece with `past` 0 starts the slot anew.
-    pub slot: usize,
     /// All tokens of the sequence up to the end of this piece. Those before `past` are given because a token's embedding
     /// depends on the ones before it.
     pub tokens: &'a [u32],
-    /// How many of `tokens` the slot already holds; `tokens[past..]`, never empty, are to be computed.
+    /// How many of `tokens` have keys and values in the cache; `tokens[past..]`, never empty, are to be computed.
     pub past: usize,
-    /// Which of the new positions' logits are wanted.
-    pub wanted: Wanted,
-}
-
-/// Which positions of a [`Piece`] need logits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
-    /// None: a chunk inside a prompt.
-    None,
-    /// The last: a token is to be sampled after it.
-    Last,
-    /// All: the prompt's own log-probabilities were asked for.
-    All,
+    /// The sequence's blocks of the KV cache in order: with blocks of `b` positions, `blocks[i]` holds positions
+    /// `i * b..(i + 1) * b`. They reach at least to the end of `tokens`.
+    pub blocks: &'a [u32],
+    /// Of how many of the new positions, counted from the end, logits are wanted: none inside a prompt, 1 where a token is to
+    /// be sampled, one more than drafts where those are to be verified, all for a prompt's own log-probabilities.
+    pub wanted: usize,
 }
 
 impl Piece<'_> {
     /// How many tokens are to be computed.
     pub fn new_tokens(&self) -> usize {
         self.tokens.len().saturating_sub(self.past)
-    }
-
-    /// How many rows of logits are wanted.
-    pub fn wanted_rows(&self) -> usize {
-        match self.wanted {
-            Wanted::None => 0,
-            Wanted::Last => 1,
-            Wanted::All => self.new_tokens(),
-        }
     }
 }

@@ -7,11 +7,12 @@
 )]
 
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
-use scone::engine::{Config, Engine, EngineHandle, Forward, ForwardError, Piece, Wanted};
+use scone::engine::{Config, Engine, EngineHandle, Forward, ForwardError, Piece};
 use scone::server::{self, App, ModelCard};
 use scone::tokenizer::{Tokenizer, train_bpe};
 use serde_json::{Value, json};
@@ -61,28 +62,101 @@ pub fn greedy(prompt: &[u32], max_tokens: usize, eos: Option<u32>) -> Vec<u32> {
     tokens.split_off(prompt.len())
 }
 
-/// A model made of [`logits`]. It keeps each slot's tokens as a real one keeps keys and values, and fails if it is told
-/// to go on from something that it has not computed.
+/// Positions of a block of [`HashModel`].
+pub const BLOCK: usize = 4;
+
+/// A model made of [`logits`]. Its blocks keep of each position what the model read there, and it computes from them and from
+/// nothing else; it fails where they do not hold what they should. A wrong, stale or wrongly shared block cannot go unseen.
 pub struct HashModel {
-    slots: Vec<Vec<u32>>,
+    cells: Vec<Option<Cell>>,
+    sequences: usize,
+    epoch: Arc<AtomicU64>,
     step: Duration,
     panics_after: usize,
 }
 
+/// What stands for keys and values: they depend on the token, on all before it, and on the table that was read.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Cell {
+    token: u32,
+    prefix: u64,
+}
+
 impl HashModel {
-    pub fn new(slots: usize) -> Self {
-        Self { slots: vec![Vec::new(); slots], step: Duration::ZERO, panics_after: usize::MAX }
+    /// With room for so many sequences of the whole context.
+    pub fn new(sequences: usize) -> Self {
+        Self { sequences, ..Self::with_blocks(sequences * CONTEXT.div_ceil(BLOCK)) }
+    }
+
+    /// With so many blocks.
+    pub fn with_blocks(blocks: usize) -> Self {
+        Self {
+            cells: vec![None; blocks * BLOCK],
+            sequences: blocks,
+            epoch: Arc::default(),
+            step: Duration::ZERO,
+            panics_after: usize::MAX,
+        }
     }
 
     /// Each pass takes at least so long.
-    pub fn slow(slots: usize, step: Duration) -> Self {
-        Self { step, ..Self::new(slots) }
+    pub fn slow(sequences: usize, step: Duration) -> Self {
+        Self { step, ..Self::new(sequences) }
     }
 
     /// Panics at a sequence of more than so many tokens.
-    pub fn panics_after(slots: usize, tokens: usize) -> Self {
-        Self { panics_after: tokens, ..Self::new(slots) }
+    pub fn panics_after(sequences: usize, tokens: usize) -> Self {
+        Self { panics_after: tokens, ..Self::new(sequences) }
     }
+
+    /// Setting it to another number makes what the blocks hold worthless, as another table does.
+    pub fn epoch(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.epoch)
+    }
+
+    /// How many sequences of the whole context there is room for.
+    pub fn sequences(&self) -> usize {
+        self.sequences
+    }
+
+    fn write(&mut self, piece: &Piece<'_>) -> Result<(), ForwardError> {
+        let at = |position: usize| piece.blocks[position / BLOCK] as usize * BLOCK + position % BLOCK;
+        let mut prefix = 0;
+        for (position, &token) in piece.tokens.iter().enumerate() {
+            prefix = mix(prefix ^ (u64::from(token) << 1 | 1));
+            let cell = Some(Cell { token, prefix });
+            if position >= piece.past {
+                self.cells[at(position)] = cell;
+            } else if self.cells[at(position)] != cell {
+                return Err(format!(
+                    "position {position} holds {:?}, not {cell:?}",
+                    self.cells[at(position)]
+                )
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The tokens before `end` as the blocks hold them.
+    fn read(&self, piece: &Piece<'_>, end: usize) -> Vec<u32> {
+        let cell =
+            |position: usize| self.cells[piece.blocks[position / BLOCK] as usize * BLOCK + position % BLOCK];
+        (0..end).map(|position| cell(position).unwrap().token).collect()
+    }
+}
+
+/// Fails where a block that one piece writes to is in another.
+fn check_blocks(batch: &[Piece<'_>]) -> Result<(), ForwardError> {
+    for (i, piece) in batch.iter().enumerate() {
+        for block in &piece.blocks[piece.past / BLOCK..piece.tokens.len().div_ceil(BLOCK)] {
+            let others = batch.iter().enumerate().filter(|(other, _)| *other != i);
+            if others.flat_map(|(_, piece)| piece.blocks).any(|other| other == block) {
+                return Err(format!("block {block} is written to and read by another").into());
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Forward for HashModel {
@@ -94,36 +168,36 @@ impl Forward for HashModel {
         CONTEXT
     }
 
-    fn slots(&self) -> usize {
-        self.slots.len()
+    fn block_tokens(&self) -> usize {
+        BLOCK
     }
 
-    fn forward(&mut self, batch: &[Piece<'_>]) -> Result<Vec<f32>, ForwardError> {
+    fn blocks(&self) -> usize {
+        self.cells.len() / BLOCK
+    }
+
+    fn forward(&mut self, batch: &[Piece<'_>], rows: &mut Vec<f32>) -> Result<(), ForwardError> {
         std::thread::sleep(self.step);
-        let mut rows = Vec::new();
-        for (i, piece) in batch.iter().enumerate() {
-            if batch[..i].iter().any(|other| other.slot == piece.slot) {
-                return Err("a slot occurs twice".into());
-            }
-            let slot = &mut self.slots[piece.slot];
-            slot.truncate(piece.past);
-            if slot.as_slice() != &piece.tokens[..piece.past] {
-                return Err("the slot does not hold this past".into());
-            }
-            slot.extend(&piece.tokens[piece.past..]);
+        rows.clear();
+        check_blocks(batch)?;
+        for piece in batch {
+            assert!(piece.past < piece.tokens.len() && piece.wanted <= piece.new_tokens(), "{piece:?}");
+            self.write(piece)?;
             let is_fine = piece.tokens.len() <= self.panics_after && !piece.tokens.contains(&PANIC);
             assert!(is_fine, "this is not for me");
             if piece.tokens[piece.past..].contains(&FAIL) {
                 return Err("this token cannot be computed".into());
             }
-            let wanted = match piece.wanted {
-                Wanted::None => piece.tokens.len()..piece.tokens.len(),
-                Wanted::Last => piece.tokens.len() - 1..piece.tokens.len(),
-                Wanted::All => piece.past..piece.tokens.len(),
-            };
-            rows.extend(wanted.flat_map(|position| logits(&piece.tokens[..=position])));
+            let end = piece.tokens.len();
+            for end in end - piece.wanted + 1..=end {
+                rows.extend(logits(&self.read(piece, end)));
+            }
         }
-        Ok(rows)
+        Ok(())
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
     }
 }
 
@@ -155,7 +229,8 @@ pub async fn start(slots: usize) -> Server {
 
 pub async fn start_with(model: HashModel, max_queue: usize) -> Server {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let owner = Engine::start(Box::new(model), Config { max_batch_tokens: 24, max_queue }).unwrap();
+    let config = Config { max_sequences: model.sequences(), max_batch_tokens: 24, max_queue };
+    let owner = Engine::start(Box::new(model), config).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let app = App {
