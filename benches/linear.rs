@@ -4,10 +4,13 @@
 //! `cargo bench --bench linear`. The three take turns within each round; a figure is the median of the rounds. A model
 //! of width 128 stays in cache, wider ones do not: so the products go round copies of the weight of 4 and 128 MB.
 
+mod machine;
+
 use std::hint::black_box;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
+use machine::{median, peak};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use scone::model::ops::Linear;
@@ -40,52 +43,6 @@ fn time(calls: usize, mut f: impl FnMut(usize)) -> f64 {
         }
     }
     start.elapsed().as_secs_f64() / done as f64
-}
-
-fn median(mut x: Vec<f64>) -> f64 {
-    x.sort_by(f64::total_cmp);
-    x[x.len() / 2]
-}
-
-/// Multiply-adds of numbers that stay in registers: what no product can exceed.
-struct Peak(usize);
-
-impl WithSimd for Peak {
-    type Output = f32;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> f32 {
-        let (a, b) = (simd.splat_f32s(black_box(0.999)), simd.splat_f32s(black_box(0.1)));
-        let mut sums = [simd.splat_f32s(1.0); 12];
-        for _ in 0..self.0 {
-            for sum in &mut sums {
-                *sum = simd.mul_add_e_f32s(a, *sum, b);
-            }
-        }
-        sums.iter().map(|&sum| simd.reduce_sum_f32s(sum)).sum()
-    }
-}
-
-struct Lanes;
-
-impl WithSimd for Lanes {
-    type Output = usize;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) -> usize {
-        S::F32_LANES
-    }
-}
-
-fn peak() -> f64 {
-    const STEPS: usize = 1 << 22;
-    let flops = (Arch::new().dispatch(Lanes) * 12 * 2 * STEPS * rayon::current_num_threads()) as f64;
-    let seconds = (0..ROUNDS).map(|_| {
-        let start = Instant::now();
-        rayon::broadcast(|_| black_box(Arch::new().dispatch(Peak(black_box(STEPS)))));
-        start.elapsed().as_secs_f64()
-    });
-    flops / median(seconds.collect())
 }
 
 /// One inner product an output, summed in lanes: how fixed weights were multiplied before there were panels.

@@ -1,55 +1,116 @@
-//! What the table costs a decode step: the model of the repository against its baseline, step by step in one process.
+//! What the table costs: a SCONE model against its baseline, pass by pass in one process.
 //!
-//! `cargo bench --bench step`. Both read the same real text, a token of each sequence a step, in turns, so that whatever
-//! disturbs the machine disturbs both.
+//! `cargo bench --bench step -- [SCONE_DIR BASELINE_DIR]`; without directories, the models of the repository. Both read
+//! the same real text, a token of each sequence a step, in turns, so that whatever disturbs the machine disturbs both;
+//! then they read prompts. `scone-train synthesize` makes the two directories of any shape.
 
-use std::path::Path;
-use std::time::Instant;
+mod machine;
+mod sequences;
 
-use candle_core::Device;
-use scone::model::{Model, ModelDirectory, Piece};
+use std::path::PathBuf;
 
-/// Tokens of a sequence before the first step that is timed, and the steps.
-const PAST: usize = 64;
-const STEPS: usize = 192;
+use clap::Parser;
+use machine::median;
+use scone::engine::Forward;
+use scone::model::Model;
+use sequences::Sequences;
 
-fn step(model: &mut Model, sequences: &[&[u32]], past: usize, len: usize) -> f64 {
-    let slots: Vec<u32> = (0..sequences.len() as u32).collect();
-    let pieces = sequences.iter().zip(slots.chunks(1));
-    let pieces = pieces.map(|(tokens, blocks)| Piece { tokens: &tokens[..len], past, blocks, wanted: 1 });
-    let pieces: Vec<_> = pieces.collect();
-    let start = Instant::now();
-    model.forward(&pieces).expect("a step");
-    start.elapsed().as_secs_f64() * 1e6
+// As in the programs.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The model with a table.
+    #[arg(default_value = "model_cards/default")]
+    scone: PathBuf,
+    /// The same model without.
+    #[arg(default_value = "model_cards/default-baseline")]
+    baseline: PathBuf,
+    /// Threads; 0: one for each processor.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// How many sequences are decoded at a time.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32])]
+    sequences: Vec<usize>,
+    /// Tokens of a sequence before the first step that is timed.
+    #[arg(long, default_value_t = 64)]
+    past: usize,
+    /// Steps of a round.
+    #[arg(long, default_value_t = 64)]
+    steps: usize,
+    /// Rounds, each with other parts of the text.
+    #[arg(long, default_value_t = 12)]
+    rounds: usize,
+    /// Tokens of a prompt, or the model's context if that is less.
+    #[arg(long, default_value_t = 512)]
+    prompt: usize,
+    /// Said by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// Seconds of the passes from `past` to each of `ends`, of either model, which take turns; either goes first every
+/// other time.
+fn in_turns(
+    models: &mut [Model; 2],
+    sequences: &mut [Sequences; 2],
+    mut past: usize,
+    ends: impl Iterator<Item = usize>,
+    times: &mut [Vec<f64>; 2],
+) {
+    for end in ends {
+        for i in [end % 2, 1 - end % 2] {
+            times[i].push(sequences[i].pass(&mut models[i], past, end));
+        }
+        past = end;
+    }
+}
+
+fn print(name: &str, tokens: usize, times: [Vec<f64>; 2]) {
+    let passes = times[0].len();
+    let ratio = median(times[1].iter().zip(&times[0]).map(|(scone, baseline)| scone / baseline).collect());
+    let [baseline, scone] = times.map(median);
+    println!(
+        "| {name} | {passes} | {:.1} | {:.0} | {:.1} | {:.0} | {:.4} | {ratio:.4} |",
+        baseline * 1e6,
+        tokens as f64 / baseline,
+        scone * 1e6,
+        tokens as f64 / scone,
+        scone / baseline
+    );
 }
 
 fn main() {
-    let open = |name: &str| ModelDirectory::open(&Path::new("model_cards").join(name)).expect("the model");
-    let (scone, baseline) = (open("default"), open("default-baseline"));
-    let text = std::fs::read_to_string("examples/sotu/held-out.txt").expect("a text");
-    let tokens = scone.tokenizer().encode(&text).expect("its tokens");
-    println!("| sequences | baseline, us a step | SCONE | ratio of medians |\n|---|---|---|---|");
-    for batch in [1, 4, 16] {
-        let load = |directory: &ModelDirectory| directory.load(None, batch, &Device::Cpu).expect("the model");
-        let mut models = [load(&baseline), load(&scone)];
+    let arguments = Arguments::parse();
+    rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).build_global().expect("a pool");
+    let most = arguments.sequences.iter().copied().max().unwrap_or(1);
+    let (baseline, text) = sequences::open(&arguments.baseline, most);
+    let mut models = [baseline, sequences::open(&arguments.scone, most).0];
+    println!(
+        "| | passes | baseline, us | tokens/s | SCONE, us | tokens/s | ratio of medians | median of ratios |\n\
+         |---|---|---|---|---|---|---|---|"
+    );
+    let past = arguments.past;
+    for count in arguments.sequences {
         let mut times = [Vec::new(), Vec::new()];
-        for round in 0..12 {
-            let at = |i: usize| (round * batch + i) * 61 % (tokens.len() - PAST - STEPS);
-            let sequences: Vec<&[u32]> = (0..batch).map(|i| &tokens[at(i)..at(i) + PAST + STEPS]).collect();
-            models.iter_mut().for_each(|model| _ = step(model, &sequences, 0, PAST));
-            for len in PAST + 1..=PAST + STEPS {
-                // Either goes first every other time.
-                for i in [len % 2, 1 - len % 2] {
-                    times[i].push(step(&mut models[i], &sequences, len - 1, len));
-                }
-            }
+        for round in 0..arguments.rounds {
+            let end = past + arguments.steps;
+            let mut sequences =
+                models.each_ref().map(|model| Sequences::new(model, &text, count, end, round));
+            models.iter_mut().zip(&mut sequences).for_each(|(model, sequences)| sequences.fill(model, past));
+            in_turns(&mut models, &mut sequences, past, past + 1..=end, &mut times);
         }
-        let [baseline, scone] = times.map(median);
-        println!("| {batch} | {baseline:.0} | {scone:.0} | {:.3} |", scone / baseline);
+        print(&format!("decode, {count} sequences"), count, times);
     }
+    let prompt = arguments.prompt.min(models[0].context());
+    let mut times = [Vec::new(), Vec::new()];
+    for round in 0..arguments.rounds {
+        let mut sequences = models.each_ref().map(|model| Sequences::new(model, &text, 1, prompt, round));
+        // The first reading warms the rows of this part of the text, as a server's are warm.
+        for _ in 0..3 {
+            in_turns(&mut models, &mut sequences, 0, std::iter::once(prompt), &mut times);
+        }
+    }
+    print(&format!("prefill of {prompt}"), prompt, times);
 }

@@ -13,6 +13,7 @@ mod open_model;
 pub mod prepare;
 pub mod serve;
 mod shard;
+pub mod synthesize;
 pub mod table;
 mod table_mode;
 mod table_watch;

@@ -11,14 +11,14 @@ use crate::model::{Config, SconeConfig, write_weights};
 use crate::new_file;
 
 /// Writes the model directory that `scone` serves and Hugging Face's `transformers` opens: built beside its final name
-/// and renamed, in place of an older one.
+/// and renamed, in place of an older one. `card` becomes its README.md.
 pub(super) fn write(
     directory: &Path,
     config: &RunConfig,
     dataset: &Dataset,
     set: Option<&FgramSet>,
     parameters: &Parameters,
-    state: &State,
+    card: &str,
 ) -> Result<(), TrainError> {
     let beside = sibling(directory, "partial");
     remove(&beside)?;
@@ -64,7 +64,7 @@ pub(super) fn write(
         };
         write_json(&beside.join("scone.json"), &serde_json::to_value(scone).map_err(json_error(directory))?)?;
     }
-    new_file::write(&beside.join("README.md"), card(config, dataset, state).as_bytes())
+    new_file::write(&beside.join("README.md"), card.as_bytes())
         .map_err(TrainError::io(&beside.join("README.md")))?;
     let old = sibling(directory, "old");
     remove(&old)?;
@@ -123,7 +123,7 @@ fn hugging_face(config: &Config, eos: u32, dtype: &str) -> Result<Value, TrainEr
 }
 
 /// A card to begin with: facts of the run that nobody has to type.
-fn card(config: &RunConfig, dataset: &Dataset, state: &State) -> String {
+pub(super) fn card(config: &RunConfig, dataset: &Dataset, state: &State) -> String {
     let train = &config.train;
     let tokens = train.steps * (train.batch * train.accumulate * config.model.context) as u64;
     let kind = if config.fgram.is_some() { "SCONE model" } else { "Baseline" };

@@ -17,6 +17,7 @@ mod parameters;
 mod permutation;
 mod run;
 mod schedule;
+mod synthetic;
 #[cfg(test)]
 mod tests;
 
@@ -32,3 +33,4 @@ pub use metrics::Progress;
 pub use parameters::Parameters;
 pub use run::{Outcome, Run};
 pub use schedule::learning_rate;
+pub use synthetic::synthesize;

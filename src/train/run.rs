@@ -273,7 +273,7 @@ impl Trainer {
             dataset,
             set,
             &self.parameters,
-            &self.state,
+            &export::card(&self.config, dataset, &self.state),
         )?;
         let last = self.directory.join("last.safetensors");
         checkpoint::load(&last, &self.parameters, None, &self.state.config)?;
