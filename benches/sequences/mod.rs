@@ -1,21 +1,27 @@
 //! Sequences of real text in a model's cache of keys and values, for the benchmarks that time forward passes.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Device;
 use scone::engine::Forward;
-use scone::model::{Model, ModelDirectory, Piece};
+use scone::kernels::Pool;
+use scone::model::{Model, ModelDirectory, Piece, Runtime};
 
 /// Tokens of a pass that fills the cache.
 const CHUNK: usize = 512;
 
-/// Opens a model that serves so many sequences at a time, with its own table if it has one, and the tokens of a text.
+/// Opens a model as a server would, with its own table if it has one and room for so many sequences of a context of at
+/// most 4096, and the tokens of a text.
 pub(crate) fn open(model: &Path, sequences: usize) -> (Model, Vec<u32>) {
     let directory = ModelDirectory::open(model).expect("a model");
     let text = std::fs::read_to_string("examples/sotu/held-out.txt").expect("a text");
     let tokens = directory.tokenizer().encode(&text).expect("its tokens");
-    (directory.load(None, sequences, &Device::Cpu).expect("a model"), tokens)
+    let pool = Pool::new(rayon::current_num_threads()).expect("threads");
+    let positions = sequences * directory.config().max_position_embeddings.min(4096);
+    let mut runtime = Runtime::new(Arc::new(pool), positions);
+    runtime.kv_type = directory.kv_type(None);
+    (directory.load(None, &runtime).expect("a model"), tokens)
 }
 
 /// Sequences of one length, each a part of the text and the owner of its blocks.

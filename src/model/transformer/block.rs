@@ -45,7 +45,7 @@ impl Block {
         work.norm(pool, &self.attention_norm, shape, is_quantised);
         let (queries, keys) = (shape.queries(), shape.keys());
         let weights = [(&self.q, 0), (&self.k, queries), (&self.v, queries + keys)];
-        product(pool, &weights, &work.x, &mut work.wide, shape.qkv());
+        product(pool, &weights, &work.x, &mut work.wide[..work.rows * shape.qkv()], shape.qkv());
         work.turn(pool, &self.turn, shape, &mut cache.writer(layer), spans);
         let rows = Queries { rows: &work.wide, stride: shape.qkv(), heads: shape.heads };
         cache.attend(pool, layer, &mut work.plan, spans, &rows, &mut work.mixed);
@@ -53,7 +53,8 @@ impl Block {
         work.x.fill(pool, (work.rows, queries), self.o.is_quantised(), &|row, x| {
             x.copy_from_slice(&mixed[row * queries..][..queries]);
         });
-        product(pool, &[(&self.o, 0)], &work.x, &mut work.change, shape.width);
+        let d = shape.width;
+        product(pool, &[(&self.o, 0)], &work.x, &mut work.change[..work.rows * d], d);
         if let Some(bias) = &self.o_bias {
             work.change[..work.rows * shape.width]
                 .chunks_exact_mut(shape.width)
@@ -65,12 +66,14 @@ impl Block {
     pub(super) fn feed_forward(&self, pool: &Pool, shape: &Shape, work: &mut Workspace) {
         work.norm(pool, &self.ffn_norm, shape, self.gate.is_quantised() || self.up.is_quantised());
         let ffn = shape.feed_forward;
-        product(pool, &[(&self.gate, 0), (&self.up, ffn)], &work.x, &mut work.wide, 2 * ffn);
+        let weights = [(&self.gate, 0), (&self.up, ffn)];
+        product(pool, &weights, &work.x, &mut work.wide[..work.rows * 2 * ffn], 2 * ffn);
         let wide = &work.wide;
         work.x.fill(pool, (work.rows, ffn), self.down.is_quantised(), &|row, x| {
             let (gate, up) = wide[row * 2 * ffn..][..2 * ffn].split_at(ffn);
             swiglu(gate, up, x);
         });
-        product(pool, &[(&self.down, 0)], &work.x, &mut work.change, shape.width);
+        let d = shape.width;
+        product(pool, &[(&self.down, 0)], &work.x, &mut work.change[..work.rows * d], d);
     }
 }
