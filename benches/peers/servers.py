@@ -20,6 +20,7 @@ def add_arguments(parser):
     parser.add_argument("--sequences", type=int, default=32, help="that are decoded at a time")
     parser.add_argument("--context", type=int, default=2048, help="tokens that llama-server keeps for each of them")
     parser.add_argument("--scone-arguments", default="", help="more of `scone serve`")
+    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("target/peers"), help="where servers log to")
     parser.add_argument("--llama-arguments", default="--no-cache-prompt --cache-ram 0", help="more of llama-server")
 
 
@@ -52,7 +53,8 @@ def running(name, arguments):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     line = [str(part) for part in command(name, arguments, port)]
-    log = pathlib.Path(f"{name}.log")
+    log = arguments.work / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         server = subprocess.Popen(line, stdout=output, stderr=output)
     url = f"http://127.0.0.1:{port}"

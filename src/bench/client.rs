@@ -284,7 +284,10 @@ pub(super) fn http_client(base: &str) -> Result<reqwest::Client, String> {
     // Fails where a provider is installed already, which is then as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let url = Url::parse(base).map_err(|error| format!("{base} is not a URL: {error}"))?;
-    let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10));
+    // A connection for each request: a server may close one that waits for its next just when that is sent, and the
+    // request would then count as failed.
+    let mut builder =
+        reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).pool_max_idle_per_host(0);
     if url.host_str().is_some_and(is_loopback) {
         builder = builder.no_proxy();
     }
