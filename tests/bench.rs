@@ -15,8 +15,8 @@ use axum::serve::ListenerExt;
 use axum::{Json, Router};
 use indicatif::ProgressBar;
 use scone::bench::{
-    Bench, BenchError, FailureKind, Load, Metric, Plan, Prompt, Prompts, QualityText, Report, Sampling,
-    Server, Source, Target, arrivals, run,
+    Bench, BenchError, FailureKind, Load, Metric, OutputTokens, Plan, Prompt, Prompts, QualityText, Report,
+    Sampling, Server, Source, Target, arrivals, run,
 };
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -153,7 +153,12 @@ fn bench(targets: &[(&str, &str)]) -> Bench {
             slo: None,
         },
         prompts: Prompts { list, source: "numbers".to_owned() },
-        sampling: Sampling { output_tokens: 8, temperature: 0.0, seed: 5, timeout: Duration::from_secs(20) },
+        sampling: Sampling {
+            output_tokens: OutputTokens::exactly(8).unwrap(),
+            temperature: 0.0,
+            seed: 5,
+            timeout: Duration::from_secs(20),
+        },
         quality: None,
         requests_log: None,
         startup: Duration::from_secs(20),

@@ -1,4 +1,5 @@
 //! What the machine could do at most, measured: the bounds that a figure is compared with.
+#![allow(dead_code, reason = "no benchmark uses all of it")]
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -76,7 +77,6 @@ impl WithSimd for Sum<'_> {
 }
 
 /// Bytes a second that all threads of the pool together read from memory, out of 1 GiB, which no cache holds.
-#[allow(dead_code, reason = "not every benchmark is bound by memory")]
 pub(crate) fn read_bandwidth() -> f64 {
     let memory = vec![1f32; 1 << 28];
     let part = memory.len() / rayon::current_num_threads();

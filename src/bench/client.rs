@@ -8,20 +8,27 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 use super::error::with_causes;
-use super::{Prompt, sse};
+use super::{OutputTokens, Prompt, sse};
 
 /// What every request asks for.
 #[derive(Clone, Debug, Serialize)]
 pub struct Sampling {
     /// Tokens to generate; an end of text does not stop a request before (`ignore_eos`).
-    pub output_tokens: u32,
+    pub output_tokens: OutputTokens,
     /// 0 is greedy.
     pub temperature: f64,
-    /// Sent along as the sampler's seed.
+    /// Sent along as the sampler's seed; also decides how many tokens each request asks for.
     pub seed: u64,
     /// A request that takes longer has failed.
     #[serde(rename = "timeout_s", serialize_with = "seconds")]
     pub timeout: Duration,
+}
+
+impl Sampling {
+    /// How many tokens the request with this prompt asks for.
+    pub fn output_tokens_of(&self, prompt: usize) -> u32 {
+        self.output_tokens.of(prompt, self.seed)
+    }
 }
 
 fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
@@ -162,11 +169,18 @@ impl Client {
         &self.model
     }
 
-    /// Makes one streamed completion and measures it from `due`, the moment when it should be sent: a client that
-    /// is late does not make its server look fast.
-    pub async fn complete(&self, prompt: &Prompt, sampling: &Sampling, due: Instant) -> Record {
+    /// Makes one streamed completion of so many tokens and measures it from `due`, the moment when it should be sent: a
+    /// client that is late does not make its server look fast.
+    pub async fn complete(
+        &self,
+        prompt: &Prompt,
+        max_tokens: u32,
+        sampling: &Sampling,
+        due: Instant,
+    ) -> Record {
         let mut record = Record::default();
-        let outcome = timeout(sampling.timeout, self.stream(prompt, sampling, due, &mut record)).await;
+        let answer = self.stream(prompt, max_tokens, sampling, due, &mut record);
+        let outcome = timeout(sampling.timeout, answer).await;
         let late = || Failure::new(FailureKind::Timeout, format!("no end after {:?}", sampling.timeout));
         if let Err(failure) = outcome.unwrap_or_else(|_| Err(late())) {
             record.error = Some(failure);
@@ -178,6 +192,7 @@ impl Client {
     async fn stream(
         &self,
         prompt: &Prompt,
+        max_tokens: u32,
         sampling: &Sampling,
         due: Instant,
         record: &mut Record,
@@ -185,7 +200,7 @@ impl Client {
         let body = json!({
             "model": self.model,
             "prompt": prompt,
-            "max_tokens": sampling.output_tokens,
+            "max_tokens": max_tokens,
             "temperature": sampling.temperature,
             "seed": sampling.seed,
             "ignore_eos": true,
@@ -269,7 +284,10 @@ pub(super) fn http_client(base: &str) -> Result<reqwest::Client, String> {
     // Fails where a provider is installed already, which is then as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let url = Url::parse(base).map_err(|error| format!("{base} is not a URL: {error}"))?;
-    let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10));
+    // A connection for each request: a server may close one that waits for its next just when that is sent, and the
+    // request would then count as failed.
+    let mut builder =
+        reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).pool_max_idle_per_host(0);
     if url.host_str().is_some_and(is_loopback) {
         builder = builder.no_proxy();
     }

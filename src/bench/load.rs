@@ -85,7 +85,8 @@ pub(super) async fn pass(
             sleep_until(due).await;
         }
         let start = Instant::now();
-        let record = client.complete(prompts.get(prompt), sampling, due.unwrap_or(start)).await;
+        let (text, tokens) = (prompts.get(prompt), sampling.output_tokens_of(prompt));
+        let record = client.complete(text, tokens, sampling, due.unwrap_or(start)).await;
         Sent { prompt, start_s: (start - began).as_secs_f64(), record }
     };
     let numbers = stream::iter(first..first + count);

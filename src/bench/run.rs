@@ -174,9 +174,6 @@ fn check(bench: &Bench) -> Result<usize, BenchError> {
     if plan.loads.is_empty() || plan.requests == 0 || plan.repetitions == 0 || bench.prompts.list.is_empty() {
         return bad("a run needs a load, a prompt, a request and a repetition at least");
     }
-    if bench.sampling.output_tokens == 0 {
-        return bad("a request must ask for one output token at least");
-    }
     for load in &plan.loads {
         match load {
             Load::Closed { concurrency: 0 } => return bad("a concurrency of 0 sends nothing"),
@@ -314,7 +311,7 @@ impl Work<'_> {
 
     fn summary(&self, target: &Connected, passes: &[&Pass]) -> Summary {
         let slo = self.plan.slo.as_ref();
-        Summary::of(&target.name, self.load, passes, self.sampling.output_tokens, slo)
+        Summary::of(&target.name, self.load, passes, self.sampling, slo)
     }
 
     fn ratios(&self, targets: &[Connected], passes: &[Vec<Pass>], baseline: usize) -> Vec<Ratio> {

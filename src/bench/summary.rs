@@ -4,7 +4,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use super::stats::{bootstrap_interval, geometric_mean};
-use super::{Distribution, FailureKind, Load, Pass, Record};
+use super::{Distribution, FailureKind, Load, Pass, Record, Sampling, Sent};
 
 /// What a request must keep to count for goodput; in milliseconds, each optional.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -97,10 +97,14 @@ pub struct Summary {
 
 impl Summary {
     /// Sums up the passes of one target under one load.
-    pub fn of(target: &str, load: Load, passes: &[&Pass], output_tokens: u32, slo: Option<&Slo>) -> Self {
-        let records: Vec<&Record> =
-            passes.iter().flat_map(|pass| &pass.requests).map(|sent| &sent.record).collect();
+    pub fn of(target: &str, load: Load, passes: &[&Pass], sampling: &Sampling, slo: Option<&Slo>) -> Self {
+        let sent: Vec<&Sent> = passes.iter().flat_map(|pass| &pass.requests).collect();
+        let records: Vec<&Record> = sent.iter().map(|sent| &sent.record).collect();
         let ok: Vec<&Record> = records.iter().copied().filter(|record| record.error.is_none()).collect();
+        let short = |sent: &&&Sent| {
+            let asked = u64::from(sampling.output_tokens_of(sent.prompt));
+            sent.record.error.is_none() && sent.record.output_tokens < asked
+        };
         let elapsed_s: f64 = passes.iter().map(|pass| pass.elapsed.as_secs_f64()).sum();
         let per_s = |count: f64| if elapsed_s > 0.0 { count / elapsed_s } else { 0.0 };
         let output: u64 = ok.iter().map(|record| record.output_tokens).sum();
@@ -111,7 +115,7 @@ impl Summary {
             ok: ok.len(),
             failed: records.len() - ok.len(),
             failures: failures(&records),
-            short: ok.iter().filter(|record| record.output_tokens < u64::from(output_tokens)).count(),
+            short: sent.iter().filter(short).count(),
             elapsed_s,
             requests_per_s: per_s(ok.len() as f64),
             output_tokens_per_s: per_s(output as f64),
@@ -208,9 +212,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::bench::{Failure, Sent};
+    use crate::bench::{Failure, OutputTokens};
 
     const LOAD: Load = Load::Closed { concurrency: 1 };
+
+    fn asking(tokens: u32) -> Sampling {
+        let output_tokens = OutputTokens::exactly(tokens).unwrap();
+        Sampling { output_tokens, temperature: 0.0, seed: 0, timeout: Duration::from_secs(1) }
+    }
 
     fn sent(ttft_ms: f64, gap_ms: f64, error: Option<FailureKind>) -> Sent {
         let record = Record {
@@ -240,7 +249,7 @@ mod tests {
             ]),
         ];
         let slo = "ttft:15,tpot:2".parse().unwrap();
-        let summary = Summary::of("a", LOAD, &passes.each_ref(), 4, Some(&slo));
+        let summary = Summary::of("a", LOAD, &passes.each_ref(), &asking(4), Some(&slo));
         assert_eq!((summary.ok, summary.failed, summary.short), (2, 3, 2));
         assert_eq!(summary.failures[&FailureKind::Status], Failures { count: 2, first: "Status".to_owned() });
         assert_eq!(summary.failures[&FailureKind::Timeout].count, 1);
@@ -253,9 +262,10 @@ mod tests {
 
     #[test]
     fn ratios_pair_the_repetitions_that_both_have() {
-        let summary =
-            |name: &str, ttft| Summary::of(name, LOAD, &[&pass(vec![sent(ttft, 1.0, None)])], 3, None);
-        let nothing = Summary::of("b", LOAD, &[&pass(vec![])], 3, None);
+        let summary = |name: &str, ttft| {
+            Summary::of(name, LOAD, &[&pass(vec![sent(ttft, 1.0, None)])], &asking(3), None)
+        };
+        let nothing = Summary::of("b", LOAD, &[&pass(vec![])], &asking(3), None);
         let slow = [summary("b", 40.0), nothing, summary("b", 10.0)];
         let base = [summary("a", 10.0), summary("a", 10.0), summary("a", 10.0)];
         let ratio = Ratio::of(&slow, &base, Metric::TtftP50, 1).unwrap();

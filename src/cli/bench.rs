@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::process::Command;
 
 use crate::bench::{
-    self, Bench, BenchError, Load, Plan, Prompts, QualityText, Sampling, Slo, Source, Target,
+    self, Bench, BenchError, Load, OutputTokens, Plan, Prompts, QualityText, Sampling, Slo, Source, Target,
 };
 
 const EXAMPLES: &str = "\
@@ -58,13 +58,14 @@ pub struct Args {
     warmup: usize,
     #[command(flatten)]
     prompts: PromptArgs,
-    /// Tokens to generate for each request; an end of text does not stop it (ignore_eos).
-    #[arg(long, env = "SCONE_BENCH_OUTPUT_TOKENS", default_value_t = 64)]
-    output_tokens: u32,
+    /// Tokens to generate for each request, as 64 or 16..128: then each request has a number of its own from 16 to 128, drawn by
+    /// the seed. An end of text does not stop it (ignore_eos).
+    #[arg(long, env = "SCONE_BENCH_OUTPUT_TOKENS", default_value = "64", value_name = "TOKENS")]
+    output_tokens: OutputTokens,
     /// Sampling temperature; 0 is greedy.
     #[arg(long, default_value_t = 0.0)]
     temperature: f64,
-    /// Seed of the arrival times, of the intervals, and sent along with each request.
+    /// Seed of the arrival times, of --output-tokens, of the intervals, and sent along with each request.
     #[arg(long, env = "SCONE_BENCH_SEED", default_value_t = 0)]
     seed: u64,
     /// Seconds after which a request has failed.
