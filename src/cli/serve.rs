@@ -48,18 +48,36 @@ pub struct Args {
     /// The name that clients use for the model [default: the directory's]
     #[arg(long, value_name = "NAME", env = "SCONE_MODEL_NAME")]
     model_name: Option<String>,
-    /// Sequences that run at a time; memory for their keys and values is taken at the start
+    /// Sequences that run at a time, as far as there is memory for their keys and values
     #[arg(long, value_name = "N", env = "SCONE_MAX_SEQUENCES", default_value_t = 16, value_parser = at_least_one)]
     max_sequences: usize,
     /// Sequences that may wait for a place; beyond them requests are answered with 429
     #[arg(long, value_name = "N", env = "SCONE_MAX_QUEUE", default_value_t = 256, value_parser = at_least_one)]
     max_queue: usize,
-    /// Tokens that one step computes at most; longer prompts are read in several, between which the others go on
-    #[arg(long, value_name = "N", env = "SCONE_MAX_BATCH_TOKENS", default_value_t = 512, value_parser = at_least_one)]
-    max_batch_tokens: usize,
+    #[command(flatten)]
+    steps: Steps,
     /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N", env = "SCONE_THREADS", value_parser = at_least_one)]
     threads: Option<usize>,
+}
+
+/// What a step of the engine does.
+#[derive(Debug, clap::Args)]
+struct Steps {
+    /// Tokens that one step computes at most; longer prompts are read in several, between which the others go on
+    #[arg(long, value_name = "N", env = "SCONE_MAX_BATCH_TOKENS", default_value_t = 512, value_parser = at_least_one)]
+    max_batch_tokens: usize,
+    /// Tokens of a prompt that one step reads at most while others generate [default: as many as make a step take twice as
+    /// long as without, by what steps are measured to cost]
+    #[arg(long, value_name = "N", env = "SCONE_PREFILL_CHUNK", value_parser = at_least_one)]
+    prefill_chunk: Option<usize>,
+    /// Compute each prompt anew, even where an earlier one began with the same tokens
+    #[arg(long, env = "SCONE_NO_PREFIX_CACHE")]
+    no_prefix_cache: bool,
+    /// Guess up to so many tokens ahead from what a text repeats of itself, and check them in one step; what is generated
+    /// stays the same. 0 guesses none
+    #[arg(long, value_name = "N", env = "SCONE_SPECULATE", default_value_t = 0)]
+    speculate: usize,
 }
 
 /// Runs the command.
@@ -79,8 +97,11 @@ pub fn run(args: &Args) -> Result<()> {
         open_model(&args.model, args.table.as_deref(), &args.table_mode, args.max_sequences)?;
     let config = Config {
         max_sequences: args.max_sequences,
-        max_batch_tokens: args.max_batch_tokens,
+        max_batch_tokens: args.steps.max_batch_tokens,
+        prefill_chunk: args.steps.prefill_chunk,
         max_queue: args.max_queue,
+        prefix_cache: !args.steps.no_prefix_cache,
+        speculate: args.steps.speculate,
     };
     let engine = Engine::start(forward, config).context("cannot start the engine")?;
     let card = ModelCard {
@@ -92,6 +113,7 @@ pub fn run(args: &Args) -> Result<()> {
     let tokenizer = Arc::new(tokenizer);
     let app = App { engine: engine.handle(), tokenizer, card, table: table.clone(), stop_tokens };
     runtime.block_on(serve(listener, app))?;
+    tracing::info!("engine: {}", engine.handle().counters());
     if let Some(live) = &table {
         tracing::info!("{}", summary(&live.get().metrics().snapshot()));
     }
