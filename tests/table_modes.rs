@@ -42,8 +42,7 @@ async fn start(directory: &ModelDirectory, placement: Placement) -> Server {
     let live = directory.live_table(None, placement, &mut |_, _| ()).unwrap();
     let model = directory.load_with(live.clone(), &tiny::runtime(4 * 64)).unwrap();
     let engine =
-        Engine::start(Box::new(model), Config { max_sequences: 4, max_batch_tokens: 16, max_queue: 100 })
-            .unwrap();
+        Engine::start(Box::new(model), Config { max_batch_tokens: 16, ..Config::default() }).unwrap();
     let app = App {
         engine: engine.handle(),
         tokenizer: Arc::new(ModelDirectory::open(directory.path()).unwrap().into_tokenizer()),

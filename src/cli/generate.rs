@@ -80,8 +80,9 @@ pub fn run(args: &Args) -> Result<()> {
             top_p: args.top_p,
             top_k: args.top_k,
             seed: args.seed,
-            stream: 0,
+            ..Sampling::GREEDY
         },
+        min_tokens: 0,
         stop_tokens: info.stop_tokens.clone(),
         logprobs: None,
         prompt_logprobs: None,
@@ -117,7 +118,7 @@ fn print(
     let mut times = Vec::new();
     loop {
         let text = match events.blocking_recv() {
-            Some(Event::Prompt(_)) => None,
+            Some(Event::Started { .. } | Event::Prompt(_)) => None,
             Some(Event::Token { id, .. }) => {
                 times.push(Instant::now());
                 let is_silent = stop_tokens.contains(&id) || tokenizer.special_tokens().contains(&id);

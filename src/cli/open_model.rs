@@ -7,6 +7,7 @@ use super::DEFAULT_MODEL;
 use super::compute::{Compute, Room};
 use super::table_mode::TableMode;
 use crate::engine::Forward;
+use crate::kernels::BLOCK;
 use crate::model::{LiveTable, ModelDirectory};
 use crate::tokenizer::Tokenizer;
 
@@ -26,8 +27,12 @@ pub(super) struct ModelInfo {
     pub(super) width: usize,
     /// Memory of the weights, in bytes.
     pub(super) weight_bytes: u64,
-    /// Memory of the keys and values of all slots, in bytes.
+    /// Memory that keys and values may take, in bytes.
     pub(super) kv_bytes: u64,
+    /// Positions that these are of.
+    pub(super) kv_positions: usize,
+    /// Threads that compute.
+    pub(super) threads: usize,
     /// Tokens that end a text.
     pub(super) stop_tokens: Vec<u32>,
 }
@@ -58,6 +63,8 @@ pub(super) fn open_model(
         width: model.config().hidden_size,
         weight_bytes: model.weight_bytes() as u64,
         kv_bytes: model.cache().bytes() as u64,
+        kv_positions: model.cache().blocks() * BLOCK,
+        threads: model.pool().threads(),
         stop_tokens: directory.stop_tokens()?,
     };
     Ok(Opened { forward: Box::new(model), tokenizer: directory.into_tokenizer(), table, info })

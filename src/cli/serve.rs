@@ -11,11 +11,13 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::DEFAULT_MODEL;
+use super::bytes::parse_bytes;
 use super::compute::{Compute, Room};
 use super::open_model::{ModelInfo, Opened, open_model};
 use super::table_mode::TableMode;
 use super::table_watch::{reload_on_hangup, watch};
 use crate::engine::{Config, Engine, EngineHandle};
+use crate::kernels::simd::Level;
 use crate::model::LiveTable;
 use crate::server::{self, App, ModelCard};
 use crate::table::MetricsSnapshot;
@@ -49,17 +51,39 @@ pub struct Args {
     /// The name that clients use for the model [default: the directory's]
     #[arg(long, value_name = "NAME", env = "SCONE_MODEL_NAME")]
     model_name: Option<String>,
-    /// Sequences that run at a time; memory for their keys and values is taken at the start
-    #[arg(long, value_name = "N", env = "SCONE_MAX_SEQUENCES", default_value_t = 16, value_parser = at_least_one)]
+    /// Sequences that run at a time, as far as there is memory for their keys and values
+    #[arg(long, value_name = "N", env = "SCONE_MAX_SEQUENCES", default_value_t = 64, value_parser = at_least_one)]
     max_sequences: usize,
     /// Sequences that may wait for a place; beyond them requests are answered with 429
     #[arg(long, value_name = "N", env = "SCONE_MAX_QUEUE", default_value_t = 256, value_parser = at_least_one)]
     max_queue: usize,
+    /// Memory for keys and values, as 2GiB: sequences share it in blocks of 16 tokens as they grow, and when it runs out the
+    /// youngest waits and is computed again [default: what all sequences could need, at most a quarter of the machine's]
+    #[arg(long, value_name = "SIZE", env = "SCONE_KV_MEMORY", value_parser = parse_bytes)]
+    kv_memory: Option<u64>,
+    #[command(flatten)]
+    compute: Compute,
+    #[command(flatten)]
+    steps: Steps,
+}
+
+/// What a step of the engine does.
+#[derive(Debug, clap::Args)]
+struct Steps {
     /// Tokens that one step computes at most; longer prompts are read in several, between which the others go on
     #[arg(long, value_name = "N", env = "SCONE_MAX_BATCH_TOKENS", default_value_t = 512, value_parser = at_least_one)]
     max_batch_tokens: usize,
-    #[command(flatten)]
-    compute: Compute,
+    /// Tokens of a prompt that one step reads at most while others generate [default: as many as make a step take twice as
+    /// long as without, by what steps are measured to cost]
+    #[arg(long, value_name = "N", env = "SCONE_PREFILL_CHUNK", value_parser = at_least_one)]
+    prefill_chunk: Option<usize>,
+    /// Compute each prompt anew, even where an earlier one began with the same tokens
+    #[arg(long, env = "SCONE_NO_PREFIX_CACHE")]
+    no_prefix_cache: bool,
+    /// Guess up to so many tokens ahead from what a text repeats of itself, and check them in one step; what is generated
+    /// stays the same. 0 guesses none
+    #[arg(long, value_name = "N", env = "SCONE_SPECULATE", default_value_t = 0)]
+    speculate: usize,
 }
 
 /// Runs the command.
@@ -72,13 +96,16 @@ pub fn run(args: &Args) -> Result<()> {
     let listener = runtime.block_on(TcpListener::bind(&args.listen)).with_context(|| {
         format!("cannot listen on {}: choose another address or a free port with --listen", args.listen)
     })?;
-    let room = Room::Sequences { most: args.max_sequences, memory: None };
+    let room = Room::Sequences { most: args.max_sequences, memory: args.kv_memory };
     let Opened { forward, tokenizer, table, info } =
         open_model(&args.model, args.table.as_deref(), &args.table_mode, &args.compute, room)?;
     let config = Config {
         max_sequences: args.max_sequences,
-        max_batch_tokens: args.max_batch_tokens,
+        max_batch_tokens: args.steps.max_batch_tokens,
+        prefill_chunk: args.steps.prefill_chunk,
         max_queue: args.max_queue,
+        prefix_cache: !args.steps.no_prefix_cache,
+        speculate: args.steps.speculate,
     };
     let engine = Engine::start(forward, config).context("cannot start the engine")?;
     let card = ModelCard {
@@ -90,6 +117,7 @@ pub fn run(args: &Args) -> Result<()> {
     let tokenizer = Arc::new(tokenizer);
     let app = App { engine: engine.handle(), tokenizer, card, table: table.clone(), stop_tokens };
     runtime.block_on(serve(listener, app))?;
+    tracing::info!("engine: {}", engine.handle().counters());
     if let Some(live) = &table {
         tracing::info!("{}", summary(&live.get().metrics().snapshot()));
     }
@@ -140,7 +168,7 @@ fn describe(
     engine: &EngineHandle,
     sequences: usize,
 ) -> String {
-    let ModelInfo { parameters, layers, width, weight_bytes, kv_bytes, .. } = info;
+    let ModelInfo { parameters, layers, width, weight_bytes, kv_bytes, kv_positions, threads, .. } = info;
     let (parameters, vocabulary) = (HumanCount(*parameters as u64), HumanCount(engine.vocab_size() as u64));
     let context = HumanCount(engine.context() as u64);
     let table = match table {
@@ -152,11 +180,14 @@ fn describe(
             format!("{rows} rows of {}, {bytes}; {mode}: {residence}", table.row_type())
         }
     };
+    let positions = HumanCount(*kv_positions as u64);
     let [weights, kv] = [*weight_bytes, *kv_bytes].map(HumanBytes);
     format!(
         "model   {name}: {parameters} parameters, {layers} layers of width {width}, {vocabulary} tokens, context {context}\n\
          table   {table}\n\
-         memory  weights {weights}, keys and values {kv} (for {sequences} sequences)\n"
+         memory  weights {weights}, keys and values up to {kv}: {positions} tokens of up to {sequences} sequences\n\
+         compute {} on {threads} threads\n",
+        Level::best().name()
     )
 }
 

@@ -37,4 +37,15 @@ pub enum EngineError {
         /// The most tokens of a sequence.
         context: usize,
     },
+    /// Prompt and output together need more keys and values than are kept for all sequences.
+    #[error(
+        "the keys and values of {needed} tokens would have to be kept, but there is memory for {room} (the server's \
+         --kv-memory); ask for fewer tokens"
+    )]
+    TooLarge {
+        /// Tokens of prompt and output whose keys and values are needed.
+        needed: usize,
+        /// Tokens for which there is memory.
+        room: usize,
+    },
 }

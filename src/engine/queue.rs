@@ -5,9 +5,11 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{EngineError, Event, Request};
 
-/// A request that has no slot yet.
+/// A request that has no turn yet.
 pub(super) struct Waiting {
     pub(super) request: Request,
+    /// The same for requests that were handed in together with the same prompt.
+    pub(super) group: Option<u64>,
     pub(super) events: UnboundedSender<Event>,
 }
 
@@ -25,6 +27,7 @@ pub(super) struct Queue {
 struct State {
     waiting: VecDeque<Waiting>,
     running: usize,
+    parked: usize,
     is_closed: bool,
 }
 
@@ -49,16 +52,16 @@ impl Queue {
     }
 
     /// Up to `free` requests from the head of the queue. Blocks while there is nothing to do: none runs and none waits.
-    /// None once the queue is closed.
-    pub(super) fn take(&self, free: usize, running: usize) -> Option<Vec<Waiting>> {
+    /// None once the queue is closed. `parked` sequences had their turn but have no place in the cache.
+    pub(super) fn take(&self, free: usize, running: usize, parked: usize) -> Option<Vec<Waiting>> {
         let mut state = self.lock();
-        state.running = running;
+        (state.running, state.parked) = (running, parked);
         loop {
             if state.is_closed {
                 return None;
             }
             state.waiting.retain(|one| !one.events.is_closed());
-            if running > 0 || !state.waiting.is_empty() {
+            if running + parked > 0 || !state.waiting.is_empty() {
                 let count = free.min(state.waiting.len());
                 state.running += count;
                 return Some(state.waiting.drain(..count).collect());
@@ -82,7 +85,8 @@ impl Queue {
     }
 
     pub(super) fn waiting(&self) -> usize {
-        self.lock().waiting.len()
+        let state = self.lock();
+        state.waiting.len() + state.parked
     }
 
     pub(super) fn running(&self) -> usize {
@@ -106,12 +110,13 @@ mod tests {
         let request = Request {
             prompt: vec![0],
             max_tokens: 1,
+            min_tokens: 0,
             sampling: Sampling::GREEDY,
             stop_tokens: vec![],
             logprobs: None,
             prompt_logprobs: None,
         };
-        (Waiting { request, events }, receiver)
+        (Waiting { request, group: None, events }, receiver)
     }
 
     fn push(queue: &Queue, count: usize) -> Result<Vec<UnboundedReceiver<Event>>, EngineError> {
@@ -141,6 +146,6 @@ mod tests {
         queue.close();
         assert!(matches!(receivers[0].try_recv(), Ok(Event::Failed(_))));
         assert_eq!(push(&queue, 1).unwrap_err(), EngineError::Stopped);
-        assert!(queue.take(1, 0).is_none());
+        assert!(queue.take(1, 0, 0).is_none());
     }
 }

@@ -88,6 +88,7 @@ impl Choice {
     async fn next(&mut self) -> Option<Result<Piece, String>> {
         loop {
             let piece = match self.events.as_mut()?.recv().await {
+                Some(Event::Started { .. }) => continue,
                 Some(Event::Prompt(scores)) => self.echo(scores),
                 Some(Event::Token { id, score }) => self.token(id, score),
                 Some(Event::Done(finish)) => self.done(finish),

@@ -67,7 +67,8 @@ fn begin(app: &App, request: &CompletionRequest) -> Result<Answer, ApiError> {
             Ok(engine::Request {
                 prompt: prompt.to_vec(),
                 max_tokens: max_tokens(request.max_tokens, prompt.len(), app.engine.context())?,
-                sampling: Sampling { stream: sample as u64, ..request.sampling },
+                min_tokens: 0,
+                sampling: Sampling { stream: sample as u64, ..request.sampling.clone() },
                 stop_tokens: stop_tokens.to_vec(),
                 logprobs: request.logprobs,
                 prompt_logprobs: request.logprobs.filter(|_| request.echo),

@@ -107,7 +107,9 @@ impl From<EngineError> for ApiError {
             }
             EngineError::Stopped => Self::unavailable(message),
             EngineError::EmptyPrompt | EngineError::UnknownToken { .. } => Self::invalid("prompt", message),
-            EngineError::TooLong { .. } => Self::too_long("max_tokens", message),
+            EngineError::TooLong { .. } | EngineError::TooLarge { .. } => {
+                Self::too_long("max_tokens", message)
+            }
         }
     }
 }

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use serde::Deserialize;
@@ -5,7 +6,7 @@ use serde_json::Value;
 
 use super::body::Fields;
 use super::error::ApiError;
-use crate::engine::Sampling;
+use crate::engine::{Penalties, Sampling};
 
 /// The most choices of one request, samples of all its prompts together.
 pub(super) const MAX_CHOICES: usize = 128;
@@ -88,7 +89,35 @@ fn parse_sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
     // -1 and 0 both stand for all tokens, as they do elsewhere.
     let top_k = take_integer(fields, "top_k", -1..=i64::MAX)?.unwrap_or(0).max(0) as usize;
     let seed = fields.take::<i64>("seed")?.map(i64::cast_unsigned);
-    Ok(Sampling { temperature, top_p, top_k, seed, stream: 0 })
+    let min_p = take_number(fields, "min_p", 0.0..=1.0)?.unwrap_or(0.0);
+    Ok(Sampling {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        penalties: parse_penalties(fields)?,
+        logit_bias: parse_logit_bias(fields)?,
+        seed,
+        stream: 0,
+    })
+}
+
+fn parse_penalties(fields: &mut Fields) -> Result<Penalties, ApiError> {
+    let repetition = take_number(fields, "repetition_penalty", 0.01..=100.0)?.unwrap_or(1.0);
+    let frequency = take_number(fields, "frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0);
+    let presence = take_number(fields, "presence_penalty", -2.0..=2.0)?.unwrap_or(0.0);
+    Ok(Penalties { repetition: repetition as f32, frequency: frequency as f32, presence: presence as f32 })
+}
+
+/// Token ids, as strings since JSON has no other keys, and what is added to their logits.
+fn parse_logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
+    let bias: Option<BTreeMap<u32, f32>> = fields.take("logit_bias")?;
+    let bias: Vec<_> = bias.unwrap_or_default().into_iter().collect();
+    if let Some((id, bias)) = bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
+        let message = format!("`logit_bias` of token {id} is {bias}, but must be between -100 and 100");
+        return Err(ApiError::invalid("logit_bias", message));
+    }
+    Ok(bias)
 }
 
 fn parse_stream(fields: &mut Fields) -> Result<(bool, bool), ApiError> {

@@ -229,7 +229,8 @@ pub async fn start(slots: usize) -> Server {
 
 pub async fn start_with(model: HashModel, max_queue: usize) -> Server {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let config = Config { max_sequences: model.sequences(), max_batch_tokens: 24, max_queue };
+    let config =
+        Config { max_sequences: model.sequences(), max_batch_tokens: 24, max_queue, ..Config::default() };
     let owner = Engine::start(Box::new(model), config).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

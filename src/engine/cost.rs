@@ -1,0 +1,77 @@
+use std::time::Duration;
+
+/// How many tokens cost as much as a step costs whatever is in it, as long as nothing has been measured.
+const FIXED: f64 = 16.0;
+
+/// Between these bounds measurements are believed.
+const BELIEVED: (f64, f64) = (2.0, 256.0);
+
+/// How much a new step counts beside those before it.
+const WEIGHT: f64 = 0.125;
+
+/// What steps cost, as measured: a part that every step costs (reading the weights) and a part for each token.
+///
+/// What counts is only how the two compare, which differs tenfold between models, encodings and machines. So it is the line
+/// through two points that follow the steps of late: those that only decode, and those that read prompts.
+#[derive(Debug, Default)]
+pub(super) struct Cost {
+    decoding: Option<Point>,
+    reading: Option<Point>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Point {
+    tokens: f64,
+    seconds: f64,
+}
+
+impl Cost {
+    /// Notes a step of so many tokens.
+    pub(super) fn note(&mut self, tokens: usize, reads_prompts: bool, time: Duration) {
+        let point = if reads_prompts { &mut self.reading } else { &mut self.decoding };
+        let new = Point { tokens: tokens as f64, seconds: time.as_secs_f64() };
+        let old = point.unwrap_or(new);
+        // A step in which the machine did something else counts little.
+        let seconds = new.seconds.min(3.0 * old.seconds.max(1e-6));
+        *point = Some(Point {
+            tokens: old.tokens + WEIGHT * (new.tokens - old.tokens),
+            seconds: old.seconds + WEIGHT * (seconds - old.seconds),
+        });
+    }
+
+    /// How many tokens cost as much as a step costs whatever is in it.
+    pub(super) fn fixed(&self) -> f64 {
+        let (Some(few), Some(many)) = (self.decoding, self.reading) else { return FIXED };
+        let each = (many.seconds - few.seconds) / (many.tokens - few.tokens);
+        let fixed = few.seconds / each - few.tokens;
+        if each > 0.0 && fixed.is_finite() { fixed.clamp(BELIEVED.0, BELIEVED.1) } else { FIXED }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_line_whatever_is_decoded() {
+        let mut cost = Cost::default();
+        assert_eq!(cost.fixed(), FIXED);
+        let time = |tokens: usize| Duration::from_micros(20_000 + 500 * tokens as u64);
+        for i in 0..100 {
+            let (decoding, prompt) = (1 + i % 3, [0, 30, 64][i % 3]);
+            let tokens = decoding + prompt;
+            cost.note(tokens, prompt > 0, time(tokens));
+        }
+        assert!((cost.fixed() - 40.0).abs() < 1.0, "{}", cost.fixed());
+    }
+
+    #[test]
+    fn steps_that_make_no_line_are_not_believed() {
+        let mut cost = Cost::default();
+        cost.note(10, false, Duration::from_millis(5));
+        cost.note(10, true, Duration::from_millis(5));
+        assert_eq!(cost.fixed(), FIXED);
+        cost.note(100, true, Duration::from_millis(1));
+        assert_eq!(cost.fixed(), FIXED);
+    }
+}

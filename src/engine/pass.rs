@@ -1,0 +1,118 @@
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::sequence::Sequence;
+use super::{Forward, Piece, Score, score};
+
+/// Runs one forward pass. If it fails, each piece is run alone, so that only those fail that do so by themselves. Returns
+/// for each piece what it failed with; `logits` are those of the others.
+pub(super) fn run(
+    model: &mut dyn Forward,
+    batch: &[Piece<'_>],
+    logits: &mut Vec<f32>,
+) -> Vec<Result<(), String>> {
+    let Err(message) = try_run(model, batch, logits) else { return vec![Ok(()); batch.len()] };
+    tracing::error!("{message}");
+    logits.clear();
+    if batch.len() == 1 {
+        return vec![Err(message)];
+    }
+    let mut own = Vec::new();
+    let mut alone = |piece: &Piece<'_>| {
+        try_run(model, std::slice::from_ref(piece), &mut own).map(|()| logits.extend_from_slice(&own))
+    };
+    batch.iter().map(&mut alone).collect()
+}
+
+fn try_run(model: &mut dyn Forward, batch: &[Piece<'_>], logits: &mut Vec<f32>) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(|| model.forward(batch, logits)))
+        .map_err(|panic| format!("the model panicked: {}", panic_message(&*panic)))?
+        .map_err(|error| format!("the model failed: {error}"))?;
+    let wanted = batch.iter().map(|piece| piece.wanted).sum::<usize>() * model.vocab_size();
+    if logits.len() == wanted {
+        return Ok(());
+    }
+    Err(format!("the model failed: it gave {} logits where {wanted} were wanted", logits.len()))
+}
+
+/// A sequence of a pass that went well.
+pub(super) struct Computed<'a> {
+    pub(super) sequence: &'a mut Sequence,
+    /// How many of its tokens were computed, without drafts.
+    pub(super) count: usize,
+    pub(super) logits: &'a mut [f32],
+    /// How many drafts were behind them.
+    pub(super) drafted: usize,
+    /// How many of the drafts were right, once that is known; None if the sequence failed.
+    pub(super) right: Option<usize>,
+}
+
+/// Samples, and tells the receivers. What goes wrong in a sequence ends that sequence.
+pub(super) fn sample<'a>(model: &dyn Forward, computed: Vec<Computed<'a>>) -> Vec<Computed<'a>> {
+    let vocab_size = model.vocab_size();
+    let mut scores = score_prompts(model, &computed, vocab_size).into_iter();
+    let tasks: Vec<_> = computed
+        .into_iter()
+        .map(|one| {
+            let count = one.sequence.to_score(one.count).map_or(0, |(tokens, _)| tokens.len());
+            let scores: Result<Vec<_>, String> = scores.by_ref().take(count).collect();
+            Mutex::new((one, Some(scores)))
+        })
+        .collect();
+    model.parallel(tasks.len(), &|i| {
+        let mut task = tasks[i].lock().unwrap_or_else(PoisonError::into_inner);
+        let (one, scores) = &mut *task;
+        let Some(scores) = scores.take() else { return };
+        let result = contain(|| {
+            one.sequence
+                .advance(one.count, scores?, one.logits, vocab_size)
+                .map_err(|error| error.to_string())
+        });
+        match result {
+            Ok(right) => one.right = Some(right),
+            Err(message) => one.sequence.fail(message),
+        }
+    });
+    tasks.into_iter().map(|task| task.into_inner().unwrap_or_else(PoisonError::into_inner).0).collect()
+}
+
+/// The log-probabilities that are asked for of prompts, in order: a task each, for a chunk may have many and all belong to
+/// one sequence.
+fn score_prompts(
+    model: &dyn Forward,
+    computed: &[Computed<'_>],
+    vocab_size: usize,
+) -> Vec<Result<Option<Score>, String>> {
+    let rows: Vec<(u32, usize, &[f32])> = computed
+        .iter()
+        .filter_map(|one| Some((one, one.sequence.to_score(one.count)?)))
+        .flat_map(|(one, (tokens, top))| {
+            let rows = one.logits.chunks_exact(vocab_size);
+            tokens.iter().zip(rows).map(move |(&token, row)| (token, top, row))
+        })
+        .collect();
+    let scores: Vec<OnceLock<_>> = rows.iter().map(|_| OnceLock::new()).collect();
+    model.parallel(rows.len(), &|i| {
+        let (token, top, row) = rows[i];
+        let _ = scores[i].set(contain(|| score(row, token, top).map_err(|error| error.to_string())));
+    });
+    let missing = || Err("the log-probabilities were not computed".to_owned());
+    scores.into_iter().map(|score| score.into_inner().unwrap_or_else(missing).map(Some)).collect()
+}
+
+/// Turns a panic into an error.
+fn contain<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let message = format!("sampling panicked: {}", panic_message(&*panic));
+        tracing::error!("{message}");
+        Err(message)
+    })
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    match panic.downcast_ref::<&str>() {
+        Some(message) => message,
+        None => panic.downcast_ref::<String>().map_or("no message", String::as_str),
+    }
+}
