@@ -12,7 +12,7 @@ const TASK: usize = 1 << 14;
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct Block {
-    /// Four bytes each, the first lowest.
+    /// Four bytes each, as they lie in memory.
     pub(super) codes: [i32; 8],
     pub(super) scale: f32,
     /// `scale` times the sum of the codes.
@@ -150,26 +150,23 @@ fn quantise<S: Simd>(simd: S, numbers: &[f32; BLOCK], block: &mut Block) {
         simd.from_bits(simd.and(simd.to_bits(b), magnitude)),
     );
     let most = simd.reduce_max(magnitudes);
-    // Zero times infinity or NaN is NaN, which the maximum would lose: it must reach the result.
-    let poison = simd.reduce_add(simd.mul_add(b, zero, simd.mul(a, zero)));
     // Smaller ones have no reciprocal.
     let (scale, inverse) = if most > 1e-35 { (most / 127.0, 127.0 / most) } else { (0.0, 0.0) };
     let inverse = simd.splat(inverse);
-    let (a, b) = (simd.round(simd.mul(a, inverse)), simd.round(simd.mul(b, inverse)));
-    let mut codes = [0i8; BLOCK];
-    let (first, second) = codes.as_chunks_mut::<LANES>().0.split_at_mut(1);
-    simd.store_i8(a, &mut first[0]);
-    simd.store_i8(b, &mut second[0]);
-    // Whole numbers far below 2^24: exact.
-    let (a, b) = (simd.reduce_add(simd.to_f32(a)), simd.reduce_add(simd.to_f32(b)));
-    let (lanes, _) = codes.as_chunks::<4>();
-    for (to, &four) in block.codes.iter_mut().zip(lanes) {
-        *to = i32::from_le_bytes(four.map(|code| code as u8));
-    }
-    block.scale = scale + poison;
-    block.total = block.scale * (a + b);
-    block.minus_sum = -(a + b) as i32;
-    block.minus_first = -a as i32;
+    let first = simd.round(simd.mul(a, inverse));
+    let second = simd.round(simd.mul(b, inverse));
+    let codes: &mut [[i8; LANES]; 2] = bytemuck::cast_mut(&mut block.codes);
+    simd.store_i8(first, &mut codes[0]);
+    simd.store_i8(second, &mut codes[1]);
+    // Whole numbers far below 2^24: exact. Zero times infinity or NaN is NaN, which the maximum may have lost: it must
+    // reach the result.
+    let first = simd.reduce_add(simd.mul_add(a, zero, simd.to_f32(first)));
+    let second = simd.reduce_add(simd.mul_add(b, zero, simd.to_f32(second)));
+    let sum = first + second;
+    block.scale = scale + 0.0 * sum;
+    block.total = block.scale * sum;
+    block.minus_sum = -sum as i32;
+    block.minus_first = -first as i32;
 }
 
 #[cfg(test)]
@@ -188,7 +185,7 @@ mod tests {
     }
 
     fn bytes(block: &Block) -> Vec<i32> {
-        block.codes.iter().flat_map(|four| four.to_le_bytes()).map(|byte| i32::from(byte as i8)).collect()
+        block.codes.iter().flat_map(|four| four.to_ne_bytes()).map(|byte| i32::from(byte as i8)).collect()
     }
 
     proptest! {

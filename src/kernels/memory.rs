@@ -1,3 +1,7 @@
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use bytemuck::{Pod, Zeroable};
 use memmap2::MmapMut;
 
@@ -6,52 +10,86 @@ use memmap2::MmapMut;
 #[repr(C, align(64))]
 pub(super) struct Line(pub(super) [u8; 64]);
 
-/// Size of a huge page, and the least that is worth some.
+/// Size of a huge page.
 const HUGE: usize = 2 << 20;
+/// Bytes that are asked of the system at a time.
+const CHUNK: usize = 64 << 20;
 
-/// Lines for a weight, zero at first; large ones in huge pages where the system gives them, since they are read from
-/// beginning to end in every step.
-pub(super) enum Lines {
-    Small(Vec<Line>),
-    Large { map: MmapMut, start: usize, len: usize },
+/// Zeroed lines for a weight.
+///
+/// All weights are read from beginning to end in every step, which is a fifth faster from huge pages. Most weights are
+/// smaller than one, so they lie side by side in large chunks of memory; a chunk is given back when none of its weights
+/// is left.
+pub(super) struct Lines {
+    start: NonNull<Line>,
+    len: usize,
+    /// Keeps the memory.
+    _chunk: Arc<MmapMut>,
 }
+
+/// A chunk of which some is left.
+struct Room {
+    chunk: Arc<MmapMut>,
+    free: NonNull<Line>,
+    lines: usize,
+}
+
+// SAFETY: the pointer is to memory of the chunk that nothing else refers to, which may move between threads.
+unsafe impl Send for Room {}
+
+static ROOM: Mutex<Option<Room>> = Mutex::new(None);
 
 impl Lines {
     /// Room for `len` lines.
     pub(super) fn new(len: usize) -> Result<Self, String> {
-        let bytes = len.checked_mul(64).ok_or("a weight larger than memory")?;
-        if bytes < HUGE {
-            return Ok(Self::Small(vec![Line::zeroed(); len]));
+        let mut room = ROOM.lock().unwrap_or_else(PoisonError::into_inner);
+        if room.as_ref().is_none_or(|room| room.lines < len) {
+            *room = Some(Room::new(len)?);
         }
-        // One huge page more, so that the lines can begin on the border of one.
-        let map = MmapMut::map_anon(bytes + HUGE)
-            .map_err(|error| format!("no memory for a weight of {} MiB: {error}", bytes >> 20))?;
-        #[cfg(target_os = "linux")]
-        if let Err(error) = map.advise(memmap2::Advice::HugePage) {
-            tracing::debug!("no huge pages for a weight: {error}");
-        }
-        let start = map.as_ptr().align_offset(HUGE).min(HUGE);
-        Ok(Self::Large { map, start, len })
+        let Some(room) = room.as_mut() else { return Err("no room for a weight".into()) };
+        let start = room.free;
+        // SAFETY: so many lines are left in the chunk.
+        room.free = unsafe { start.add(len) };
+        room.lines -= len;
+        Ok(Self { start, len, _chunk: Arc::clone(&room.chunk) })
     }
 }
 
-impl std::ops::Deref for Lines {
+impl Room {
+    fn new(lines: usize) -> Result<Self, String> {
+        let bytes = lines.checked_mul(64).and_then(|bytes| bytes.max(CHUNK).checked_add(HUGE));
+        let bytes = bytes.ok_or("a weight larger than memory")?;
+        let mut chunk = MmapMut::map_anon(bytes)
+            .map_err(|error| format!("no memory for weights of {} MiB: {error}", bytes >> 20))?;
+        #[cfg(target_os = "linux")]
+        if let Err(error) = chunk.advise(memmap2::Advice::HugePage) {
+            tracing::debug!("no huge pages for weights: {error}");
+        }
+        let skipped = chunk.as_ptr().align_offset(HUGE).min(HUGE);
+        let lines: &mut [Line] = bytemuck::cast_slice_mut(&mut chunk[skipped..]);
+        let lines = NonNull::from(lines);
+        Ok(Self { chunk: Arc::new(chunk), free: lines.cast(), lines: lines.len() })
+    }
+}
+
+// SAFETY: these lines belong to this value alone, as those of a `Vec` do.
+unsafe impl Send for Lines {}
+// SAFETY: shared, they are only read.
+unsafe impl Sync for Lines {}
+
+impl Deref for Lines {
     type Target = [Line];
 
     fn deref(&self) -> &[Line] {
-        match self {
-            Self::Small(lines) => lines,
-            Self::Large { map, start, len } => bytemuck::cast_slice(&map[*start..*start + 64 * len]),
-        }
+        // SAFETY: `new` took these lines off the chunk's room, so no other value has them; the chunk is kept.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
-impl std::ops::DerefMut for Lines {
+impl DerefMut for Lines {
     fn deref_mut(&mut self) -> &mut [Line] {
-        match self {
-            Self::Small(lines) => lines,
-            Self::Large { map, start, len } => bytemuck::cast_slice_mut(&mut map[*start..*start + 64 * *len]),
-        }
+        // SAFETY: as for `deref`, and `self` is borrowed for as long.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }
 
@@ -61,27 +99,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_aligned_and_zero_whatever_their_number() {
-        for len in [0, 1, 1000, HUGE / 64 - 1, HUGE / 64, HUGE / 64 + 7] {
-            let mut lines = Lines::new(len).unwrap();
+    fn lines_are_aligned_zero_and_apart_whatever_their_number() {
+        let lens = [0, 1, 1000, HUGE / 64 - 1, HUGE / 64, CHUNK / 64, 3, CHUNK / 64 + HUGE / 64 + 1, 5, 0];
+        let mut all = lens.map(|len| Lines::new(len).unwrap());
+        for (i, (lines, len)) in all.iter_mut().zip(lens).enumerate() {
             assert_eq!(lines.len(), len);
+            assert!((lines.as_ptr() as usize).is_multiple_of(64));
             assert!(lines.iter().all(|line| line.0 == [0; 64]));
-            assert!(lines.as_ptr().is_aligned_to_line());
-            if let Some(last) = lines.last_mut() {
-                last.0[63] = 7;
-                assert_eq!(lines[len - 1].0[63], 7);
-            }
+            lines.iter_mut().for_each(|line| line.0 = [i as u8; 64]);
+        }
+        let (kept, dropped): (Vec<_>, Vec<_>) = all.into_iter().enumerate().partition(|(i, _)| i % 2 == 0);
+        drop(dropped);
+        for (i, lines) in kept {
+            assert!(lines.iter().all(|line| line.0 == [i as u8; 64]));
         }
         assert!(Lines::new(usize::MAX / 8).is_err());
-    }
-
-    trait Aligned {
-        fn is_aligned_to_line(self) -> bool;
-    }
-
-    impl Aligned for *const Line {
-        fn is_aligned_to_line(self) -> bool {
-            (self as usize).is_multiple_of(64)
-        }
     }
 }

@@ -9,10 +9,10 @@ const TASKS_A_THREAD: usize = 4;
 const TASK: usize = 1 << 18;
 /// Bytes of the rows that pass by a panel before the next panel is taken: they stay in the second cache.
 const ROWS: usize = 512 << 10;
-/// Bytes of a panel that all rows of a few tiles pass by before its next bytes are taken: they stay in the first cache.
-const STRIP: usize = 16 << 10;
-/// As [`STRIP`], where there are many rows: in the second cache.
-const LONG_STRIP: usize = 256 << 10;
+/// Bytes of a panel that all rows pass by before its next bytes are taken: they stay in the second cache too.
+const STRIP: usize = 128 << 10;
+/// Lines that are asked for before they are read: as far as memory needs to keep up.
+const AHEAD: usize = 128;
 
 /// `y[r, column..column + outputs] = x[r] * weight^T` for each `(weight, column)`: Q, K and V in one go. `y` has as many
 /// rows as `x`, of `stride` numbers; of those that belong to no weight none is touched.
@@ -185,7 +185,7 @@ impl<F: Form> Kernel for Part<'_, F> {
     fn run<S: Simd>(self, simd: S) {
         // As many rows as there are registers for their sums, beside the operands.
         if S::REGISTERS >= 32 {
-            self.walk::<S, 2>(simd, 24 / F::SUMS / 2);
+            self.walk::<S, 2>(simd, 12 / F::SUMS);
         } else {
             self.walk::<S, 1>(simd, 6 / F::SUMS);
         }
@@ -193,15 +193,20 @@ impl<F: Form> Kernel for Part<'_, F> {
 }
 
 impl<F: Form> Part<'_, F> {
+    fn rows(&self) -> usize {
+        self.x.len() / self.a_row
+    }
+
     #[inline(always)]
     fn walk<S: Simd, const V: usize>(&self, simd: S, most: usize) {
-        let rows = if self.a_row == 0 { 0 } else { self.x.len() / self.a_row };
-        let tall = if rows == 0 { 1 } else { rows.div_ceil(rows.div_ceil(most)) };
-        let strip = match rows.div_ceil(tall) {
-            1 => self.panel_lines,
-            2..6 => STRIP / 64,
-            _ => LONG_STRIP / 64,
+        let rows = self.rows();
+        let tall = match rows.div_ceil(rows.div_ceil(most)) {
+            5 => 6,
+            7 => 8,
+            9.. => 12,
+            tall => tall,
         };
+        let strip = if rows > tall { STRIP / 64 } else { self.panel_lines };
         let strip = (strip / F::LINES).max(1) * F::LINES;
         for (panel, lines) in self.lines.chunks_exact(self.panel_lines).enumerate() {
             for (i, lines) in lines.chunks(strip).enumerate() {
@@ -246,7 +251,8 @@ impl<F: Form> Part<'_, F> {
                 }
             }
         }
-        F::add(simd, at.lines, x, at.vector, &mut sums);
+        let ahead = if at.row == 0 { AHEAD } else { 0 };
+        F::add(simd, at.lines, x, at.vector, ahead, &mut sums);
         for r in 0..R {
             if r < rows {
                 for v in 0..V {

@@ -8,7 +8,7 @@ use half::f16;
 use super::form::Form;
 use crate::kernels::activations::{BLOCK, Block};
 use crate::kernels::memory::Line;
-use crate::kernels::simd::{LANES, Simd};
+use crate::kernels::simd::{LANES, Simd, prefetch};
 
 /// 17 lines: 32 scales; then for each four inputs two lines of codes plus 128.
 pub(in crate::kernels) struct Q8_0;
@@ -121,6 +121,27 @@ fn f16_of(line: &Line, output: usize) -> f32 {
     f16::from_le_bytes([line.0[2 * output], line.0[2 * output + 1]]).to_f32()
 }
 
+/// Adds the products of four inputs of block `at` of the rows.
+#[inline(always)]
+fn multiply<C: Codes, S: Simd, const R: usize, const V: usize>(
+    simd: S,
+    block: &[Line],
+    x: &[&[Block]; R],
+    (at, four, first): (usize, usize, usize),
+    dots: &mut [[S::I32; V]; R],
+) {
+    let mut codes = [simd.splat_i32(0); V];
+    for v in 0..V {
+        codes[v] = C::codes(simd, block, four, first + v);
+    }
+    for r in 0..R {
+        let bytes = simd.splat_i32(i32::from_le(x[r][at].codes[four]));
+        for v in 0..V {
+            dots[r][v] = C::dot(simd, dots[r][v], codes[v], bytes);
+        }
+    }
+}
+
 /// Products of `R` rows with blocks, each summed in whole numbers before it is scaled.
 #[inline(always)]
 fn add<C: Codes, S: Simd, const R: usize, const V: usize>(
@@ -128,6 +149,7 @@ fn add<C: Codes, S: Simd, const R: usize, const V: usize>(
     lines: &[Line],
     x: [&[Block]; R],
     first: usize,
+    ahead: usize,
     sums: &mut [[S::F32; V]; R],
 ) {
     let group = C::HEAD + C::BLOCKS * C::BLOCK;
@@ -140,10 +162,19 @@ fn add<C: Codes, S: Simd, const R: usize, const V: usize>(
     let mut at = 0;
     for lines in lines.chunks_exact(group) {
         let (head, lines) = lines.split_at(C::HEAD);
+        for line in head {
+            prefetch(std::ptr::from_ref(line).wrapping_add(ahead));
+        }
         for block in lines.chunks_exact(C::BLOCK) {
             if at >= blocks {
                 break;
             }
+            // Of two vectors of outputs every other line is one's.
+            for line in block.iter().skip(if V == 1 { first } else { 0 }).step_by(if V == 1 { 2 } else { 1 })
+            {
+                prefetch(std::ptr::from_ref(line).wrapping_add(ahead));
+            }
+            // Fours of a part. Written out below, since compilers do not always unroll so much.
             let fours = 8 / C::PARTS;
             for part in 0..C::PARTS {
                 let mut dots = [[simd.splat_i32(0); V]; R];
@@ -156,18 +187,14 @@ fn add<C: Codes, S: Simd, const R: usize, const V: usize>(
                     };
                     dots[r] = [C::offset(simd, simd.splat_i32(minus)); V];
                 }
-                for four in part * fours..(part + 1) * fours {
-                    let mut codes = [simd.splat_i32(0); V];
-                    for v in 0..V {
-                        codes[v] = C::codes(simd, block, four, first + v);
-                    }
-                    for r in 0..R {
-                        let bytes = simd.splat_i32(x[r][at].codes[four]);
-                        for v in 0..V {
-                            dots[r][v] = C::dot(simd, dots[r][v], codes[v], bytes);
-                        }
-                    }
+                macro_rules! multiply {
+                    ($($four:literal)*) => {
+                        $(if $four / fours == part {
+                            multiply::<C, S, R, V>(simd, block, &x, (at, $four, first), &mut dots);
+                        })*
+                    };
                 }
+                multiply!(0 1 2 3 4 5 6 7);
                 for v in 0..V {
                     let scale = C::scale(simd, head, block, part, first + v);
                     for r in 0..R {
@@ -205,9 +232,10 @@ macro_rules! form_of_blocks {
             lines: &[Line],
             x: [&[Block]; R],
             first: usize,
+            ahead: usize,
             sums: &mut [[S::F32; V]; R],
         ) {
-            add::<Self, S, R, V>(simd, lines, x, first, sums);
+            add::<Self, S, R, V>(simd, lines, x, first, ahead, sums);
         }
     };
 }

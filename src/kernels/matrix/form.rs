@@ -24,12 +24,14 @@ pub(in crate::kernels) trait Form {
     fn unpack(lines: &[Line], output: usize, numbers: &mut [f32]);
 
     /// Adds the products of `R` rows of `x` with the outputs of `V` vectors, of which `first` is the first, to the sums:
-    /// group by group, and in each input by input or block by block.
+    /// group by group, and in each input by input or block by block. Asks for the lines that lie `ahead` of those it reads:
+    /// tall tiles leave the processor no room to look so far itself.
     fn add<S: Simd, const R: usize, const V: usize>(
         simd: S,
         lines: &[Line],
         x: [&[Self::X]; R],
         first: usize,
+        ahead: usize,
         sums: &mut [[S::F32; V]; R],
     );
 }

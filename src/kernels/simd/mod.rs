@@ -215,14 +215,14 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     Level::best().run(kernel)
 }
 
-/// Asks for the cache line of `wanted`, without waiting for it.
+/// Asks for the cache line at an address, without waiting for it. Any address will do: nothing is read.
 #[inline(always)]
-pub fn prefetch<T>(wanted: &T) {
+pub fn prefetch<T>(wanted: *const T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing and never faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(wanted).cast()) }
+        // SAFETY: a prefetch reads nothing and never faults; SSE is part of every x86-64 processor.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(wanted.cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = wanted;
