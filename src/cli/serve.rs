@@ -45,7 +45,7 @@ pub struct Args {
     table: Option<PathBuf>,
     #[command(flatten)]
     table_mode: TableMode,
-    /// The name that clients use for the model [default: the directory's]
+    /// The name that clients use for the model [default: the directory's or file's]
     #[arg(long, value_name = "NAME", env = "SCONE_MODEL_NAME")]
     model_name: Option<String>,
     /// Sequences that run at a time; memory for their keys and values is taken at the start
@@ -158,9 +158,12 @@ fn describe(
     )
 }
 
+/// The last part of a model's path, without the ending of a GGUF file.
 fn directory_name(path: &Path) -> String {
     let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    full.file_name().map_or_else(|| "default".into(), |name| name.to_string_lossy().into_owned())
+    let name =
+        if full.extension().is_some_and(|end| end == "gguf") { full.file_stem() } else { full.file_name() };
+    name.map_or_else(|| "default".into(), |name| name.to_string_lossy().into_owned())
 }
 
 /// Sizes the one pool of threads that everything computes on.
