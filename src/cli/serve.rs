@@ -48,7 +48,7 @@ pub struct Args {
     table: Option<PathBuf>,
     #[command(flatten)]
     table_mode: TableMode,
-    /// The name that clients use for the model [default: the directory's]
+    /// The name that clients use for the model [default: the directory's or file's]
     #[arg(long, value_name = "NAME", env = "SCONE_MODEL_NAME")]
     model_name: Option<String>,
     /// Sequences that run at a time, as far as there is memory for their keys and values
@@ -191,9 +191,12 @@ fn describe(
     )
 }
 
+/// The last part of a model's path, without the ending of a GGUF file.
 fn directory_name(path: &Path) -> String {
     let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    full.file_name().map_or_else(|| "default".into(), |name| name.to_string_lossy().into_owned())
+    let name =
+        if full.extension().is_some_and(|end| end == "gguf") { full.file_stem() } else { full.file_name() };
+    name.map_or_else(|| "default".into(), |name| name.to_string_lossy().into_owned())
 }
 
 pub(super) fn at_least_one(text: &str) -> Result<usize, String> {

@@ -63,8 +63,8 @@ impl ModelDirectory {
     fn open_directory(path: &Path) -> Result<Self, ModelError> {
         let file = path.join("config.json");
         if !file.exists() {
-            let why =
-                "no model here: a model directory holds config.json, model.safetensors and tokenizer.json";
+            let why = "no model here: a model directory holds config.json, model.safetensors and tokenizer.json; \
+                       a GGUF file is named itself";
             return Err(ModelError::config(path, why));
         }
         let config = Config::parse(&read(&file)?).map_err(|why| ModelError::config(&file, why))?;

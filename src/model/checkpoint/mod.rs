@@ -71,6 +71,9 @@ impl File {
         // SAFETY: a mapped file must not be changed by others while it is in use. Weights are written under a temporary
         // name and renamed, here as by those who download them; every place in them is checked against the length.
         let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io(path))?;
+        // Tensors are read from end to end; a system that knows of no such advice reads them all the same.
+        #[cfg(unix)]
+        let _ = map.advise(memmap2::Advice::Sequential);
         Ok(Self { path: path.to_owned(), map })
     }
 }

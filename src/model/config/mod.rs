@@ -3,6 +3,8 @@
 mod gguf;
 mod huggingface;
 mod rope;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 
