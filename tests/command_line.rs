@@ -12,7 +12,7 @@ const COMMANDS: [(&str, &str, &str, &str); 16] = [
     (
         SCONE,
         "serve",
-        "MODEL_DIR --listen --table --table-mode --table-cache --max-sequences",
+        "MODEL_DIR --listen --table --table-mode --table-cache --max-sequences --kv-memory --speculate",
         "serve missing",
     ),
     (

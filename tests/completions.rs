@@ -228,13 +228,39 @@ async fn seeds_may_be_negative_and_without_one_answers_differ() {
 async fn narrow_sampling_is_greedy() {
     let server = start(4).await;
     let greedy = server.text(&json!({"prompt": "the", "temperature": 0})).await;
-    for narrow in
-        [json!({"top_k": 1}), json!({"top_p": 0}), json!({"temperature": 1e-9}), json!({"top_p": 1e-12})]
-    {
+    for narrow in [
+        json!({"top_k": 1}),
+        json!({"top_p": 0}),
+        json!({"min_p": 1}),
+        json!({"temperature": 1e-9}),
+        json!({"top_p": 1e-12}),
+    ] {
         let mut body = narrow.clone();
         body["prompt"] = json!("the");
         assert_eq!(server.text(&body).await, greedy, "{narrow}");
     }
+}
+
+#[tokio::test]
+async fn bias_and_penalties_reach_the_sampler() {
+    let server = start(4).await;
+    let body = json!({"prompt": "the", "temperature": 0, "max_tokens": 4, "logprobs": 0});
+    let tokens = async |more: Value| -> Vec<String> {
+        let mut body = body.clone();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let answer = server.complete(&body).await;
+        let tokens = answer["choices"][0]["logprobs"]["tokens"].as_array().unwrap().clone();
+        tokens.iter().map(|token| token.as_str().unwrap().to_owned()).collect()
+    };
+    // The logits themselves are 0 to 9: a bias of 11 more always wins, half of the logit loses.
+    let biased = tokens(json!({"logit_bias": {"70": 100, "71": 89}})).await;
+    assert!(biased.iter().all(|token| *token == biased[0]), "{biased:?}");
+    let penalised = tokens(json!({"logit_bias": {"70": 100, "71": 89}, "repetition_penalty": 2})).await;
+    assert_eq!(penalised[0], biased[0]);
+    assert_ne!(penalised[1], biased[0]);
+    // 20 times 2 is more than the logits differ by.
+    let frequent = json!({"logit_bias": {"70": 100, "71": 89}, "frequency_penalty": 2, "max_tokens": 20});
+    assert!(tokens(frequent).await.contains(&penalised[1]));
 }
 
 #[tokio::test]

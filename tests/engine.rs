@@ -5,7 +5,7 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use common::{BLOCK, CONTEXT, FAIL, HashModel, PANIC, VOCAB, greedy, log_softmax, logits};
+use common::{BLOCK, CONTEXT, FAIL, HashModel, NAN, PANIC, VOCAB, greedy, log_softmax, logits};
 use proptest::prelude::*;
 use scone::engine::{
     Config, Counters, Engine, EngineError, EngineHandle, Event, Finish, Penalties, Request, Sampler,
@@ -153,7 +153,7 @@ fn any_fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
         8 => Just(Fate::Runs),
         2 => (0usize..4).prop_map(Fate::Abandoned),
-        1 => prop_oneof![Just(PANIC), Just(FAIL)].prop_map(Fate::Fails),
+        1 => prop_oneof![Just(PANIC), Just(FAIL), Just(NAN)].prop_map(Fate::Fails),
     ]
 }
 
@@ -192,6 +192,7 @@ proptest! {
             if let Fate::Fails(token) = fate {
                 let at = request.prompt.len() / 2;
                 request.prompt[at] = token;
+                request.max_tokens = request.max_tokens.max(1);
             }
             let sample = |i| {
                 let sampling = Sampling { stream: i, ..request.sampling.clone() };
@@ -370,9 +371,9 @@ fn what_fails_ends_its_requests_and_not_the_engine() {
 
 #[test]
 fn what_fails_ends_alone() {
-    let engine = engine(3, 100);
-    let requests =
-        [vec![1, 2, 3], vec![1, PANIC], vec![4, 5, 6], vec![FAIL], vec![7]].map(|prompt| request(prompt, 9));
+    let engine = engine(6, 100);
+    let requests = [vec![1, 2, 3], vec![1, PANIC], vec![4, 5, 6], vec![FAIL], vec![7], vec![8, NAN, 9]]
+        .map(|prompt| request(prompt, 9));
     let receivers = engine.handle().submit(requests.to_vec()).unwrap();
     for (request, receiver) in requests.iter().zip(receivers) {
         let events = collect(receiver);

@@ -56,8 +56,9 @@ pub(super) fn sample<'a>(model: &dyn Forward, computed: Vec<Computed<'a>>) -> Ve
         .into_iter()
         .map(|one| {
             let count = one.sequence.to_score(one.count).map_or(0, |(tokens, _)| tokens.len());
-            let scores: Result<Vec<_>, String> = scores.by_ref().take(count).collect();
-            Mutex::new((one, Some(scores)))
+            // All of them before the first error ends the collecting.
+            let own: Vec<_> = scores.by_ref().take(count).collect();
+            Mutex::new((one, Some(own.into_iter().collect::<Result<Vec<_>, String>>())))
         })
         .collect();
     model.parallel(tasks.len(), &|i| {
@@ -92,6 +93,9 @@ fn score_prompts(
             tokens.iter().zip(rows).map(move |(&token, row)| (token, top, row))
         })
         .collect();
+    if rows.is_empty() {
+        return Vec::new();
+    }
     let scores: Vec<OnceLock<_>> = rows.iter().map(|_| OnceLock::new()).collect();
     model.parallel(rows.len(), &|i| {
         let (token, top, row) = rows[i];

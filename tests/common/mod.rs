@@ -19,14 +19,16 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-/// Two more than the tokenizer has.
-pub const VOCAB: usize = 302;
+/// Three more than the tokenizer has.
+pub const VOCAB: usize = 303;
 pub const CONTEXT: usize = 256;
 pub const MODEL: &str = "tiny";
 
-/// The model panics when it reads this token, and fails when it reads the next. It never generates them.
+/// The model panics when it reads this token, fails when it reads the next, and gives no numbers after the third. It never
+/// generates them.
 pub const PANIC: u32 = 300;
 pub const FAIL: u32 = 301;
+pub const NAN: u32 = 302;
 
 /// The logits after a text, which depend on its last three tokens only.
 pub fn logits(tokens: &[u32]) -> Vec<f32> {
@@ -190,7 +192,9 @@ impl Forward for HashModel {
             }
             let end = piece.tokens.len();
             for end in end - piece.wanted + 1..=end {
-                rows.extend(logits(&self.read(piece, end)));
+                let read = self.read(piece, end);
+                let row = logits(&read);
+                rows.extend(row.iter().map(|&x| if read.contains(&NAN) { f32::NAN } else { x }));
             }
         }
         Ok(())
