@@ -108,7 +108,7 @@ def main():
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--usual", type=float, default=10, help="seconds")
     parser.add_argument("--prompt-tokens", type=int, default=4096, help="about so many")
-    parser.add_argument("--characters", type=float, default=5.33, help="of a token of the text, on average")
+    parser.add_argument("--characters", type=float, default=5.355, help="of a token of the text, on average")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     names = servers.names(arguments)
