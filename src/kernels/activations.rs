@@ -3,17 +3,24 @@ use super::{Pool, Shared};
 
 /// Inputs of a block: what shares a scale.
 pub(super) const BLOCK: usize = 32;
+/// The largest code: with it the upper byte is 127, and the lower one has its greatest value.
+const MOST: f32 = 32_639.0;
 /// Rows that a task writes.
 const TASK_ROWS: usize = 8;
 /// Numbers that a task makes bytes of.
 const TASK: usize = 1 << 14;
 
-/// 32 inputs as quantised weights read them: `scale` times signed bytes.
+/// 32 inputs as quantised weights read them: `scale` times whole numbers of two signed bytes, `256 * upper + lower`.
+///
+/// One byte is more common, and rounds so much that SmolLM2-135M in Q4_1 has 0.4 % more perplexity than in f32 arithmetic.
+/// The second is nearly free where a step is bound by reading the weights.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub(super) struct Block {
-    /// Four bytes each, as they lie in memory.
-    pub(super) codes: [i32; 8],
+    /// The upper bytes of four numbers each, as they lie in memory.
+    pub(super) upper: [i32; 8],
+    /// The lower bytes.
+    pub(super) lower: [i32; 8],
     pub(super) scale: f32,
     /// `scale` times the sum of the codes.
     pub(super) total: f32,
@@ -151,13 +158,17 @@ fn quantise<S: Simd>(simd: S, numbers: &[f32; BLOCK], block: &mut Block) {
     );
     let most = simd.reduce_max(magnitudes);
     // Smaller ones have no reciprocal.
-    let (scale, inverse) = if most > 1e-35 { (most / 127.0, 127.0 / most) } else { (0.0, 0.0) };
+    let (scale, inverse) = if most > 1e-33 { (most / MOST, MOST / most) } else { (0.0, 0.0) };
     let inverse = simd.splat(inverse);
     let first = simd.round(simd.mul(a, inverse));
     let second = simd.round(simd.mul(b, inverse));
-    let codes: &mut [[i8; LANES]; 2] = bytemuck::cast_mut(&mut block.codes);
-    simd.store_i8(first, &mut codes[0]);
-    simd.store_i8(second, &mut codes[1]);
+    let upper: &mut [[i8; LANES]; 2] = bytemuck::cast_mut(&mut block.upper);
+    let lower: &mut [[i8; LANES]; 2] = bytemuck::cast_mut(&mut block.lower);
+    for (codes, (upper, lower)) in [first, second].into_iter().zip(upper.iter_mut().zip(lower)) {
+        let (high, low) = bytes(simd, codes);
+        simd.store_i8(high, upper);
+        simd.store_i8(low, lower);
+    }
     // Whole numbers far below 2^24: exact. Zero times infinity or NaN is NaN, which the maximum may have lost: it must
     // reach the result.
     let first = simd.reduce_add(simd.mul_add(a, zero, simd.to_f32(first)));
@@ -167,6 +178,15 @@ fn quantise<S: Simd>(simd: S, numbers: &[f32; BLOCK], block: &mut Block) {
     block.total = block.scale * sum;
     block.minus_sum = -sum as i32;
     block.minus_first = -first as i32;
+}
+
+/// The two signed bytes of each number.
+#[inline(always)]
+fn bytes<S: Simd>(simd: S, codes: S::I32) -> (S::I32, S::I32) {
+    // Shifts know no sign: 128 times 256 lifts every code above zero.
+    let lifted = simd.add_i32(codes, simd.splat_i32((128 << 8) + 128));
+    let upper = simd.sub_i32(simd.shift_right::<8>(lifted), simd.splat_i32(128));
+    (upper, simd.sub_i32(codes, simd.shift_left::<8>(upper)))
 }
 
 #[cfg(test)]
@@ -184,22 +204,24 @@ mod tests {
         x
     }
 
-    fn bytes(block: &Block) -> Vec<i32> {
-        block.codes.iter().flat_map(|four| four.to_ne_bytes()).map(|byte| i32::from(byte as i8)).collect()
+    fn codes(block: &Block) -> Vec<i32> {
+        let bytes =
+            |fours: [i32; 8]| fours.into_iter().flat_map(i32::to_ne_bytes).map(|byte| i32::from(byte as i8));
+        bytes(block.upper).zip(bytes(block.lower)).map(|(upper, lower)| 256 * upper + lower).collect()
     }
 
     proptest! {
         #[test]
         fn codes_are_the_nearest_ones(numbers in prop::collection::vec(-1e3f32..1e3, 32..=32), small: bool) {
-            let numbers: Vec<f32> = numbers.iter().map(|x| if small { x * 1e-30 } else { *x }).collect();
+            let numbers: Vec<f32> = numbers.iter().map(|x| if small { x * 1e-28 } else { *x }).collect();
             for level in Level::all() {
                 let x = prepared(&numbers, 32, level, 1);
                 let [block] = x.blocks() else { panic!("one block") };
-                let codes = bytes(block);
+                let codes = codes(block);
                 let most = numbers.iter().fold(0f32, |most, x| most.max(x.abs()));
-                prop_assert_eq!(block.scale, most / 127.0);
+                prop_assert_eq!(block.scale, most / MOST);
                 for (code, x) in codes.iter().zip(&numbers) {
-                    prop_assert!((*code as f32 * block.scale - x).abs() <= block.scale * 0.5001, "{code} for {x}");
+                    prop_assert!((*code as f32 * block.scale - x).abs() <= block.scale * 0.51, "{code} for {x}");
                 }
                 prop_assert_eq!(-block.minus_sum, codes.iter().sum::<i32>());
                 prop_assert_eq!(-block.minus_first, codes[..16].iter().sum::<i32>());
@@ -213,7 +235,7 @@ mod tests {
         for level in Level::all() {
             for small in [0.0, 1e-40] {
                 let x = prepared(&[small; 64], 64, level, 1);
-                assert!(x.blocks().iter().all(|b| b.scale == 0.0 && b.total == 0.0 && b.codes == [0; 8]));
+                assert!(x.blocks().iter().all(|b| b.scale == 0.0 && b.total == 0.0 && codes(b) == [0; 32]));
             }
             for at in 0..32 {
                 for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -230,8 +252,9 @@ mod tests {
         let numbers: Vec<f32> = (0..64 * 640).map(|i| (i as f32).sin()).collect();
         let one = prepared(&numbers, 640, Level::best(), 1);
         let many = prepared(&numbers, 640, Level::best(), 3);
-        let same =
-            |a: &Block, b: &Block| a.codes == b.codes && a.total == b.total && a.minus_first == b.minus_first;
+        let same = |a: &Block, b: &Block| {
+            a.upper == b.upper && a.lower == b.lower && a.total == b.total && a.minus_first == b.minus_first
+        };
         assert!(one.blocks().iter().zip(many.blocks()).all(|(a, b)| same(a, b)));
         assert_eq!(one.blocks().len(), 64 * 20);
     }

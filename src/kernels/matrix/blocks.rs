@@ -52,6 +52,17 @@ trait Codes {
     fn least<S: Simd>(simd: S, head: &[Line], block: &[Line], v: usize) -> S::F32;
 }
 
+/// A part's products with the rows' upper bytes, 256 times, and with the lower: [`multiply`] for each number of four inputs.
+macro_rules! multiply {
+    ($c:ident, $s:ident, $r:ident, $v:ident: $simd:ident, $place:ident, $x:ident, $part:literal, $($four:literal)*) => {{
+        let mut dots = [[$simd.splat_i32(0); $v]; $r];
+        $(multiply::<$c, $s, $r, $v, true>($simd, $place, $x, $four, &mut dots);)*
+        lower::<$c, $s, $r, $v>($simd, $x, $part, &mut dots);
+        $(multiply::<$c, $s, $r, $v, false>($simd, $place, $x, $four, &mut dots);)*
+        dots
+    }};
+}
+
 /// Sixteen halves of a line.
 #[inline(always)]
 fn f16s<S: Simd>(simd: S, line: &Line, v: usize) -> S::F32 {
@@ -66,20 +77,26 @@ fn quarter(line: &Line, at: usize) -> &[u8; LANES] {
     &quarters[at]
 }
 
-/// Nibbles: of the inputs `4 * four..` for a `four` below 4 in the lower halves, of those 16 further on in the upper.
+/// Nibbles: the upper half of a line has the inputs `4 * APART` further on than its lower half.
 #[inline(always)]
-fn nibbles<S: Simd>(simd: S, lines: &[Line], four: usize, v: usize) -> S::I32 {
-    let both = simd.load_bytes(&lines[2 * (four % 4) + v].0);
-    let both = if four < 4 { both } else { simd.shift_right::<4>(both) };
+fn nibbles<S: Simd, const APART: usize>(simd: S, lines: &[Line], four: usize, v: usize) -> S::I32 {
+    let (line, is_upper) = nibble::<APART>(four);
+    let both = simd.load_bytes(&lines[2 * line + v].0);
+    let both = if is_upper { simd.shift_right::<4>(both) } else { both };
     simd.and(both, simd.splat_i32(0x0f0f_0f0f))
 }
 
-/// Two bits of each code as its bits 4 and 5: a line has four times two of them, from the lowest on of every other four
-/// inputs.
+/// Which pair of lines has the nibbles of four inputs, and whether in the upper half.
+#[inline(always)]
+fn nibble<const APART: usize>(four: usize) -> (usize, bool) {
+    (four / (2 * APART) * APART + four % APART, four / APART % 2 == 1)
+}
+
+/// Two bits of each code as its bits 4 and 5: a line has those of a part, from the lowest bits on.
 #[inline(always)]
 fn pairs<S: Simd>(simd: S, lines: &[Line], four: usize, v: usize) -> S::I32 {
-    let all = simd.load_bytes(&lines[2 * (four % 2) + v].0);
-    let wanted = match four / 2 {
+    let all = simd.load_bytes(&lines[four / 4 * 2 + v].0);
+    let wanted = match four % 4 {
         0 => simd.shift_left::<4>(all),
         1 => simd.shift_left::<2>(all),
         2 => all,
@@ -88,28 +105,23 @@ fn pairs<S: Simd>(simd: S, lines: &[Line], four: usize, v: usize) -> S::I32 {
     simd.and(wanted, simd.splat_i32(0x3030_3030))
 }
 
-/// Where the codes of an input are in lines of nibbles: line and byte, and whether in the upper half.
-fn nibble(output: usize, input: usize) -> (usize, usize, bool) {
-    let four = input / 4;
-    (2 * (four % 4) + output / LANES, output % LANES * 4 + input % 4, four >= 4)
+fn put_nibble<const APART: usize>(lines: &mut [Line], output: usize, input: usize, code: u8) {
+    let (line, is_upper) = nibble::<APART>(input / 4);
+    let at = output % LANES * 4 + input % 4;
+    lines[2 * line + output / LANES].0[at] |= if is_upper { code << 4 } else { code };
 }
 
-fn put_nibble(lines: &mut [Line], output: usize, input: usize, code: u8) {
-    let (line, at, is_upper) = nibble(output, input);
-    lines[line].0[at] |= if is_upper { code << 4 } else { code };
-}
-
-fn nibble_of(lines: &[Line], output: usize, input: usize) -> u8 {
-    let (line, at, is_upper) = nibble(output, input);
-    let both = lines[line].0[at];
+fn nibble_of<const APART: usize>(lines: &[Line], output: usize, input: usize) -> u8 {
+    let (line, is_upper) = nibble::<APART>(input / 4);
+    let both = lines[2 * line + output / LANES].0[output % LANES * 4 + input % 4];
     if is_upper { both >> 4 } else { both & 15 }
 }
 
 /// Stored nibbles, sixteen bytes, lie as here: the lower halves first.
 fn put_nibbles(stored: &[u8], output: usize, lines: &mut [Line]) {
     for (input, byte) in stored.iter().enumerate() {
-        put_nibble(lines, output, input, byte & 15);
-        put_nibble(lines, output, input + 16, byte >> 4);
+        put_nibble::<4>(lines, output, input, byte & 15);
+        put_nibble::<4>(lines, output, input + 16, byte >> 4);
     }
 }
 
@@ -119,27 +131,6 @@ fn put_f16(stored: &[u8], output: usize, line: &mut Line) {
 
 fn f16_of(line: &Line, output: usize) -> f32 {
     f16::from_le_bytes([line.0[2 * output], line.0[2 * output + 1]]).to_f32()
-}
-
-/// Adds the products of four inputs of block `at` of the rows.
-#[inline(always)]
-fn multiply<C: Codes, S: Simd, const R: usize, const V: usize>(
-    simd: S,
-    block: &[Line],
-    x: &[&[Block]; R],
-    (at, four, first): (usize, usize, usize),
-    dots: &mut [[S::I32; V]; R],
-) {
-    let mut codes = [simd.splat_i32(0); V];
-    for v in 0..V {
-        codes[v] = C::codes(simd, block, four, first + v);
-    }
-    for r in 0..R {
-        let bytes = simd.splat_i32(i32::from_le(x[r][at].codes[four]));
-        for v in 0..V {
-            dots[r][v] = C::dot(simd, dots[r][v], codes[v], bytes);
-        }
-    }
 }
 
 /// Products of `R` rows with blocks, each summed in whole numbers before it is scaled.
@@ -169,45 +160,32 @@ fn add<C: Codes, S: Simd, const R: usize, const V: usize>(
             if at >= blocks {
                 break;
             }
-            // Of two vectors of outputs every other line is one's.
-            for line in block.iter().skip(if V == 1 { first } else { 0 }).step_by(if V == 1 { 2 } else { 1 })
-            {
-                prefetch(std::ptr::from_ref(line).wrapping_add(ahead));
+            if V == 2 || first == 0 {
+                for line in block {
+                    prefetch(std::ptr::from_ref(line).wrapping_add(ahead));
+                }
             }
-            // Fours of a part. Written out below, since compilers do not always unroll so much.
-            let fours = 8 / C::PARTS;
-            for part in 0..C::PARTS {
-                let mut dots = [[simd.splat_i32(0); V]; R];
-                for r in 0..R {
-                    let row = &x[r][at];
-                    let minus = match (C::PARTS, part) {
-                        (1, _) => row.minus_sum,
-                        (_, 0) => row.minus_first,
-                        _ => row.minus_sum - row.minus_first,
-                    };
-                    dots[r] = [C::offset(simd, simd.splat_i32(minus)); V];
-                }
-                macro_rules! multiply {
-                    ($($four:literal)*) => {
-                        $(if $four / fours == part {
-                            multiply::<C, S, R, V>(simd, block, &x, (at, $four, first), &mut dots);
-                        })*
-                    };
-                }
-                multiply!(0 1 2 3 4 5 6 7);
-                for v in 0..V {
-                    let scale = C::scale(simd, head, block, part, first + v);
-                    for r in 0..R {
-                        let scale = simd.mul(scale, simd.splat(x[r][at].scale));
-                        totals[r][v] = simd.mul_add(simd.to_f32(dots[r][v]), scale, totals[r][v]);
-                    }
-                }
+            let place = (head, block, first);
+            let mut xs = [&x[0][at]; R];
+            for r in 1..R {
+                xs[r] = &x[r][at];
+            }
+            // With literal numbers of parts and fours everything is unrolled, whatever a compiler's limits; fours that
+            // share a line follow each other, or the line would be held in a register for long.
+            if C::PARTS == 1 {
+                let dots = multiply!(C, S, R, V: simd, place, xs, 0, 0 4 1 5 2 6 3 7);
+                scale::<C, S, R, V>(simd, place, xs, 0, &dots, &mut totals);
+            } else {
+                let dots = multiply!(C, S, R, V: simd, place, xs, 0, 0 2 1 3);
+                scale::<C, S, R, V>(simd, place, xs, 0, &dots, &mut totals);
+                let dots = multiply!(C, S, R, V: simd, place, xs, 1, 4 6 5 7);
+                scale::<C, S, R, V>(simd, place, xs, 1, &dots, &mut totals);
             }
             if C::LEAST {
                 for v in 0..V {
                     let least = C::least(simd, head, block, first + v);
                     for r in 0..R {
-                        totals[r][v] = simd.mul_add(least, simd.splat(x[r][at].total), totals[r][v]);
+                        totals[r][v] = simd.mul_add(least, simd.splat(xs[r].total), totals[r][v]);
                     }
                 }
             }
@@ -215,6 +193,72 @@ fn add<C: Codes, S: Simd, const R: usize, const V: usize>(
         }
     }
     *sums = totals;
+}
+
+/// Where a tile reads a block: the lines of the group's head and of the block, and the first vector of outputs.
+type Place<'a> = (&'a [Line], &'a [Line], usize);
+
+/// From the upper bytes to the lower: what was added counts 256 times. What the codes' offsets add to the products with
+/// a part is taken off.
+#[inline(always)]
+fn lower<C: Codes, S: Simd, const R: usize, const V: usize>(
+    simd: S,
+    x: [&Block; R],
+    part: usize,
+    dots: &mut [[S::I32; V]; R],
+) {
+    for r in 0..R {
+        let minus = match (C::PARTS, part) {
+            (1, _) => x[r].minus_sum,
+            (_, 0) => x[r].minus_first,
+            _ => x[r].minus_sum - x[r].minus_first,
+        };
+        let minus = C::offset(simd, simd.splat_i32(minus));
+        for v in 0..V {
+            dots[r][v] = simd.add_i32(simd.shift_left::<8>(dots[r][v]), minus);
+        }
+    }
+}
+
+/// Adds the products of four inputs' bytes.
+#[inline(always)]
+fn multiply<C: Codes, S: Simd, const R: usize, const V: usize, const UPPER: bool>(
+    simd: S,
+    (_, block, first): Place<'_>,
+    x: [&Block; R],
+    four: usize,
+    dots: &mut [[S::I32; V]; R],
+) {
+    let mut codes = [simd.splat_i32(0); V];
+    for v in 0..V {
+        codes[v] = C::codes(simd, block, four, first + v);
+    }
+    for r in 0..R {
+        let fours = if UPPER { &x[r].upper } else { &x[r].lower };
+        let bytes = simd.splat_i32(fours[four]);
+        for v in 0..V {
+            dots[r][v] = C::dot(simd, dots[r][v], codes[v], bytes);
+        }
+    }
+}
+
+/// Adds the products of a part, scaled, to the sums.
+#[inline(always)]
+fn scale<C: Codes, S: Simd, const R: usize, const V: usize>(
+    simd: S,
+    (head, block, first): Place<'_>,
+    x: [&Block; R],
+    part: usize,
+    dots: &[[S::I32; V]; R],
+    totals: &mut [[S::F32; V]; R],
+) {
+    for v in 0..V {
+        let scale = C::scale(simd, head, block, part, first + v);
+        for r in 0..R {
+            let scale = simd.mul(scale, simd.splat(x[r].scale));
+            totals[r][v] = simd.mul_add(simd.to_f32(dots[r][v]), scale, totals[r][v]);
+        }
+    }
 }
 
 /// The parts of [`Form`] that all forms of blocks have in common.
@@ -297,7 +341,7 @@ macro_rules! codes_of_nibbles {
     ($skip:expr) => {
         #[inline(always)]
         fn codes<S: Simd>(simd: S, block: &[Line], four: usize, v: usize) -> S::I32 {
-            nibbles(simd, &block[$skip..], four, v)
+            nibbles::<S, 4>(simd, &block[$skip..], four, v)
         }
 
         #[inline(always)]
@@ -343,7 +387,7 @@ impl Form for Q4_0 {
     fn unpack(lines: &[Line], output: usize, numbers: &mut [f32]) {
         let d = f16_of(&lines[0], output);
         for (input, number) in numbers.iter_mut().enumerate() {
-            *number = d * (f32::from(nibble_of(&lines[1..], output, input)) - 8.0);
+            *number = d * (f32::from(nibble_of::<4>(&lines[1..], output, input)) - 8.0);
         }
     }
 }
@@ -385,7 +429,7 @@ impl Form for Q4_1 {
     fn unpack(lines: &[Line], output: usize, numbers: &mut [f32]) {
         let (d, least) = (f16_of(&lines[0], output), f16_of(&lines[1], output));
         for (input, number) in numbers.iter_mut().enumerate() {
-            *number = d * f32::from(nibble_of(&lines[2..], output, input)) + least;
+            *number = d * f32::from(nibble_of::<4>(&lines[2..], output, input)) + least;
         }
     }
 }
@@ -437,7 +481,7 @@ impl Form for Q4K {
             (block[0].0[output], block[0].0[32 + output]) = six_bits(&stored[4..16], i);
             // Two blocks share 32 bytes: one has the lower halves, the next the upper.
             for (input, byte) in stored[16 + i / 2 * 32..][..32].iter().enumerate() {
-                put_nibble(&mut block[1..], output, input, (byte >> (4 * (i % 2))) & 15);
+                put_nibble::<4>(&mut block[1..], output, input, (byte >> (4 * (i % 2))) & 15);
             }
         }
     }
@@ -449,7 +493,7 @@ impl Form for Q4K {
             let d = f16_of(&head[0], output) * f32::from(block[0].0[output]);
             let least = f16_of(&head[1], output) * f32::from(block[0].0[32 + output]);
             for (input, number) in numbers.iter_mut().enumerate() {
-                *number = d * f32::from(nibble_of(&block[1..], output, input)) - least;
+                *number = d * f32::from(nibble_of::<4>(&block[1..], output, input)) - least;
             }
         }
     }
@@ -464,7 +508,7 @@ impl Codes for Q6K {
 
     #[inline(always)]
     fn codes<S: Simd>(simd: S, block: &[Line], four: usize, v: usize) -> S::I32 {
-        simd.or(nibbles(simd, &block[1..9], four, v), pairs(simd, &block[9..13], four, v))
+        simd.or(nibbles::<S, 2>(simd, &block[1..9], four, v), pairs(simd, &block[9..13], four, v))
     }
 
     #[inline(always)]
@@ -491,8 +535,7 @@ impl Codes for Q6K {
 
 /// Where the upper two bits of an input's code are: line, byte and shift.
 fn pair(output: usize, input: usize) -> (usize, usize, usize) {
-    let four = input / 4;
-    (2 * (four % 2) + output / LANES, output % LANES * 4 + input % 4, four / 2 * 2)
+    (input / 16 * 2 + output / LANES, output % LANES * 4 + input % 4, input / 4 % 4 * 2)
 }
 
 impl Form for Q6K {
@@ -511,7 +554,7 @@ impl Form for Q6K {
             let (part, quarter) = (i / 4, i % 4);
             for input in 0..BLOCK {
                 let byte = low[64 * part + 32 * (quarter % 2) + input];
-                put_nibble(&mut block[1..], output, input, (byte >> (4 * (quarter / 2))) & 15);
+                put_nibble::<2>(&mut block[1..], output, input, (byte >> (4 * (quarter / 2))) & 15);
                 let two = (high[32 * part + input] >> (2 * quarter)) & 3;
                 let (line, at, shift) = pair(output, input);
                 block[9 + line].0[at] |= two << shift;
@@ -528,7 +571,7 @@ impl Form for Q6K {
                 let scale = block[0].0[input / 16 * 32 + output] as i8;
                 let (line, at, shift) = pair(output, input);
                 let two = (block[9 + line].0[at] >> shift) & 3;
-                let code = i32::from(nibble_of(&block[1..], output, input) | two << 4) - 32;
+                let code = i32::from(nibble_of::<2>(&block[1..], output, input) | two << 4) - 32;
                 *number = d * f32::from(scale) * code as f32;
             }
         }

@@ -91,7 +91,8 @@ impl Case {
 /// The numbers that a weight of this encoding multiplies.
 fn seen(activations: &Activations, is_quantised: bool) -> Vec<f64> {
     let number = |block: &Block, i: usize| {
-        f64::from(block.scale) * f64::from(block.codes[i / 4].to_ne_bytes()[i % 4] as i8)
+        let byte = |fours: &[i32; 8]| f64::from(fours[i / 4].to_ne_bytes()[i % 4] as i8);
+        f64::from(block.scale) * (256.0 * byte(&block.upper) + byte(&block.lower))
     };
     if is_quantised {
         activations.blocks().iter().flat_map(|block| (0..BLOCK).map(move |i| number(block, i))).collect()
