@@ -52,14 +52,18 @@ trait Codes {
     fn least<S: Simd>(simd: S, head: &[Line], block: &[Line], v: usize) -> S::F32;
 }
 
-/// A part's products with the rows' upper bytes, 256 times, and with the lower: [`multiply`] for each number of four inputs.
+/// A part's products with the rows: [`multiply`] for each number of four inputs.
 macro_rules! multiply {
     ($c:ident, $s:ident, $r:ident, $v:ident: $simd:ident, $place:ident, $x:ident, $part:literal, $($four:literal)*) => {{
-        let mut dots = [[$simd.splat_i32(0); $v]; $r];
-        $(multiply::<$c, $s, $r, $v, true>($simd, $place, $x, $four, &mut dots);)*
-        lower::<$c, $s, $r, $v>($simd, $x, $part, &mut dots);
-        $(multiply::<$c, $s, $r, $v, false>($simd, $place, $x, $four, &mut dots);)*
-        dots
+        let mut upper = [[$simd.splat_i32(0); $v]; $r];
+        let mut lower = offsets::<$c, $s, $r, $v>($simd, $x, $part);
+        $(multiply::<$c, $s, $r, $v>($simd, $place, $x, $four, &mut upper, &mut lower);)*
+        for r in 0..$r {
+            for v in 0..$v {
+                lower[r][v] = $simd.add_i32(lower[r][v], $simd.shift_left::<8>(upper[r][v]));
+            }
+        }
+        lower
     }};
 }
 
@@ -198,46 +202,44 @@ fn add<C: Codes, S: Simd, const R: usize, const V: usize>(
 /// Where a tile reads a block: the lines of the group's head and of the block, and the first vector of outputs.
 type Place<'a> = (&'a [Line], &'a [Line], usize);
 
-/// From the upper bytes to the lower: what was added counts 256 times. What the codes' offsets add to the products with
-/// a part is taken off.
+/// What the codes' offsets add to the products with a part, taken off.
 #[inline(always)]
-fn lower<C: Codes, S: Simd, const R: usize, const V: usize>(
+fn offsets<C: Codes, S: Simd, const R: usize, const V: usize>(
     simd: S,
     x: [&Block; R],
     part: usize,
-    dots: &mut [[S::I32; V]; R],
-) {
+) -> [[S::I32; V]; R] {
+    let mut dots = [[simd.splat_i32(0); V]; R];
     for r in 0..R {
         let minus = match (C::PARTS, part) {
             (1, _) => x[r].minus_sum,
             (_, 0) => x[r].minus_first,
             _ => x[r].minus_sum - x[r].minus_first,
         };
-        let minus = C::offset(simd, simd.splat_i32(minus));
-        for v in 0..V {
-            dots[r][v] = simd.add_i32(simd.shift_left::<8>(dots[r][v]), minus);
-        }
+        dots[r] = [C::offset(simd, simd.splat_i32(minus)); V];
     }
+    dots
 }
 
-/// Adds the products of four inputs' bytes.
+/// Adds the products of four inputs, of their upper bytes and of the lower.
 #[inline(always)]
-fn multiply<C: Codes, S: Simd, const R: usize, const V: usize, const UPPER: bool>(
+fn multiply<C: Codes, S: Simd, const R: usize, const V: usize>(
     simd: S,
     (_, block, first): Place<'_>,
     x: [&Block; R],
     four: usize,
-    dots: &mut [[S::I32; V]; R],
+    upper: &mut [[S::I32; V]; R],
+    lower: &mut [[S::I32; V]; R],
 ) {
     let mut codes = [simd.splat_i32(0); V];
     for v in 0..V {
         codes[v] = C::codes(simd, block, four, first + v);
     }
     for r in 0..R {
-        let fours = if UPPER { &x[r].upper } else { &x[r].lower };
-        let bytes = simd.splat_i32(fours[four]);
+        let (high, low) = (simd.splat_i32(x[r].upper[four]), simd.splat_i32(x[r].lower[four]));
         for v in 0..V {
-            dots[r][v] = C::dot(simd, dots[r][v], codes[v], bytes);
+            upper[r][v] = C::dot(simd, upper[r][v], codes[v], high);
+            lower[r][v] = C::dot(simd, lower[r][v], codes[v], low);
         }
     }
 }
@@ -268,7 +270,7 @@ macro_rules! form_of_blocks {
         const LINES: usize = <Self as Codes>::HEAD + Self::BLOCKS * <Self as Codes>::BLOCK;
         type X = Block;
         const XS: usize = Self::BLOCKS;
-        const SUMS: usize = 2;
+        const SUMS: usize = 3;
 
         #[inline(always)]
         fn add<S: Simd, const R: usize, const V: usize>(
