@@ -1,3 +1,5 @@
+#![expect(clippy::needless_range_loop, reason = "rows and vectors of a tile, which are unrolled")]
+
 use super::matrix::{Form, PANEL, panel_lines, with_form};
 use super::memory::Line;
 use super::simd::{Kernel, LANES, Level, Simd};
@@ -167,8 +169,8 @@ struct Part<'a, F: Form> {
     to: Target<'a>,
 }
 
-/// Where a tile is: its panel's lines, from `from` on, which begin with element `x` of the rows; its first row, column and
-/// vector of outputs.
+/// Where a tile is: lines of its panel, which begin with element `x` of the rows; its first row, the panel's first output
+/// and the first vector of outputs.
 #[derive(Clone, Copy)]
 struct Place<'a> {
     lines: &'a [Line],
@@ -247,7 +249,10 @@ impl<F: Form> Part<'_, F> {
         if at.x > 0 {
             for r in 0..R {
                 for v in 0..V {
-                    sums[r][v] = simd.load_partial(self.target(at, r.min(rows - 1), v));
+                    let range = self.range(at, r.min(rows - 1), v);
+                    // SAFETY: no two tasks share rows and panels, no two weights columns (`check`), and a task holds
+                    // one part at a time.
+                    sums[r][v] = simd.load_partial(unsafe { self.to.y.part(range) });
                 }
             }
         }
@@ -256,21 +261,22 @@ impl<F: Form> Part<'_, F> {
         for r in 0..R {
             if r < rows {
                 for v in 0..V {
-                    simd.store_partial(sums[r][v], self.target(at, r, v));
+                    let range = self.range(at, r, v);
+                    // SAFETY: as above.
+                    simd.store_partial(sums[r][v], unsafe { self.to.y.part(range) });
                 }
             }
         }
     }
 
-    /// The part of `y` that a vector of a tile's row is written to.
+    /// Where in `y` a vector of a tile's row belongs.
     #[inline(always)]
-    fn target(&self, at: Place<'_>, row: usize, v: usize) -> &mut [f32] {
+    fn range(&self, at: Place<'_>, row: usize, v: usize) -> std::ops::Range<usize> {
         let first = at.output + (at.vector + v) * LANES;
         let n = self.outputs.saturating_sub(first).min(LANES);
         let start = (self.first_row + at.row + row) * self.to.stride + self.to.column + first;
-        let start = if n == 0 { 0 } else { start };
-        // SAFETY: no two tasks share rows and panels, no two weights columns (`check`), and a task holds one at a time.
-        unsafe { self.to.y.part(start..start + n) }
+        // Past the weight's end: nothing, wherever.
+        if n == 0 { 0..0 } else { start..start + n }
     }
 }
 

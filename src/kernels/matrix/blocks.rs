@@ -3,6 +3,8 @@
 //! A line of codes has four inputs of 16 outputs, an output a lane: what an instruction multiplies with four bytes of a
 //! row. Codes are without sign; where the format's have one, an offset is added here and taken back by the row's sum.
 
+#![expect(clippy::needless_range_loop, reason = "rows and vectors of a tile, which are unrolled")]
+
 use half::f16;
 
 use super::form::Form;

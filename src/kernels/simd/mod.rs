@@ -28,6 +28,7 @@ pub const LANES: usize = 16;
 /// What the processor can do with 16 lanes of 32 bits. A value is the proof that the processor has the features, so its
 /// methods are safe to call; they must be inlined into [`Simd::vectorize`], hence `#[inline(always)]` on all that a
 /// kernel calls, and no closures in its inner loops.
+#[allow(clippy::wrong_self_convention, reason = "`self` is the processor")]
 pub trait Simd: Copy + Send + Sync + 'static {
     /// 16 numbers in single precision.
     type F32: Copy;
