@@ -18,6 +18,10 @@ use super::Sampling;
 use super::weights::{RUN, Weights, at_least, likeliest, peaks};
 use edits::Edits;
 
+/// Candidates for which room is kept from one token to the next: more than there usually are, but not a whole vocabulary
+/// for each sequence.
+const KEPT: usize = 16 * 1024;
+
 /// The logits are no distribution: one of them is not a number, or none is finite.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 #[error("the model's output is not a number")]
@@ -74,6 +78,7 @@ impl Sampler {
     pub fn sample(&mut self, logits: &mut [f32], banned: &[u32]) -> Result<u32, NotANumber> {
         self.edits.apply(logits, banned);
         let chosen = self.choose(logits);
+        self.candidates.shrink_to(KEPT);
         self.edits.undo(logits);
         if let Ok(id) = chosen {
             self.edits.note(id);
