@@ -186,6 +186,7 @@ fn what_is_wrong_with_a_gguf_file_is_named() {
     let made = make(config("llama", 32));
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");
+    #[allow(clippy::type_complexity, reason = "a closure of this test")]
     let with = |change: &dyn Fn(&mut Vec<(String, Value)>), dtype: GgmlDType| {
         let mut metadata = made.metadata();
         change(&mut metadata);

@@ -188,9 +188,9 @@ impl Shared {
             spins += 1;
             // Its thread may have lost the processor in the middle of a task, to one that waits for this one.
             if spins.is_multiple_of(1024) {
-                thread::yield_now()
+                thread::yield_now();
             } else {
-                spin_loop()
+                spin_loop();
             }
             door = Door(self.door.load(Ordering::Acquire));
         }

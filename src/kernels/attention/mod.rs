@@ -61,10 +61,10 @@ impl KvCache {
                 let task = &tasks[task];
                 match &self.numbers {
                     Numbers::F32(numbers) => {
-                        self.task::<f32>(numbers, layer, task, spans, q, &out, &partials)
+                        self.task::<f32>(numbers, layer, task, spans, q, &out, &partials);
                     }
                     Numbers::F16(numbers) => {
-                        self.task::<f16>(numbers, layer, task, spans, q, &out, &partials)
+                        self.task::<f16>(numbers, layer, task, spans, q, &out, &partials);
                     }
                 }
             });

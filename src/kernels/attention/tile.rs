@@ -1,3 +1,8 @@
+#![allow(
+    clippy::needless_range_loop,
+    reason = "loops over registers, with literal ends; closures are not always inlined"
+)]
+
 use std::ops::Range;
 
 use half::f16;
