@@ -29,7 +29,8 @@ pub(super) enum Dtype {
 /// The flag, for every command that loads a model.
 #[derive(Debug, clap::Args)]
 pub(super) struct DtypeFlag {
-    /// How weights are held in memory; other than as stored they are converted at the start
+    /// How weights are held in memory; other than as stored they are converted at the start. A matrix whose rows are no
+    /// multiple of 32 numbers stays as stored where a type has blocks of 32
     #[arg(long, value_enum, default_value_t = Dtype::Auto, value_name = "TYPE", env = "SCONE_DTYPE")]
     dtype: Dtype,
 }

@@ -83,7 +83,8 @@ impl<'a> Weights<'a> {
 
     fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, ModelError> {
         let stored = self.checkpoint.stored(name, &[outputs, inputs])?;
-        let matrix = match self.to.filter(|&to| to != stored.encoding) {
+        // What does not divide into the blocks of an encoding stays as it is stored.
+        let matrix = match self.to.filter(|&to| to != stored.encoding && to.bytes(inputs).is_some()) {
             None => Matrix::new(stored.encoding, outputs, inputs, &stored.bytes),
             Some(to) => Matrix::convert(stored.encoding, outputs, inputs, &stored.bytes, to),
         };
