@@ -17,6 +17,8 @@ use scone::kernels::Encoding;
 use scone::model::{Checkpoint, Config, ModelDirectory, RopeScaling, write_weights};
 use serde_json::json;
 
+type Metadata = Vec<(String, Value)>;
+
 fn numbers(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_dtype(DType::F32).unwrap().to_vec1().unwrap()
 }
@@ -186,15 +188,14 @@ fn what_is_wrong_with_a_gguf_file_is_named() {
     let made = make(config("llama", 32));
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("model.gguf");
-    #[allow(clippy::type_complexity, reason = "a closure of this test")]
-    let with = |change: &dyn Fn(&mut Vec<(String, Value)>), dtype: GgmlDType| {
+    let with = |change: &dyn Fn(&mut Metadata), dtype: GgmlDType| {
         let mut metadata = made.metadata();
         change(&mut metadata);
         write(&path, &metadata, &made.quantized(dtype));
         ModelDirectory::open(&path)
     };
     let set = |key: &'static str, value: Value| {
-        move |metadata: &mut Vec<(String, Value)>| {
+        move |metadata: &mut Metadata| {
             metadata.retain(|(name, _)| name != key);
             metadata.push((key.to_owned(), value.clone()));
         }
@@ -228,9 +229,7 @@ fn what_is_wrong_with_a_gguf_file_is_named() {
         let why = message(with(&set(key, value), GgmlDType::F32));
         assert!(why.contains(expected) && why.contains("model.gguf"), "{key}: {why}");
     }
-    let without = |key: &'static str| {
-        move |metadata: &mut Vec<(String, Value)>| metadata.retain(|(name, _)| name != key)
-    };
+    let without = |key: &'static str| move |metadata: &mut Metadata| metadata.retain(|(name, _)| name != key);
     for key in ["llama.context_length", "llama.attention.layer_norm_rms_epsilon", "tokenizer.ggml.tokens"] {
         let why = message(with(&without(key), GgmlDType::F32));
         assert!(why.contains(&format!("\"{key}\" is missing")), "{why}");
