@@ -46,7 +46,7 @@ async fn a_wrong_field_is_named() {
         ("prompt", json!([[[1]]])),
         ("prompt", json!([-1])),
         ("prompt", json!([1.5])),
-        ("prompt", json!([302])),
+        ("prompt", json!([303])),
         ("prompt", json!([5_000_000_000u64])),
         ("prompt", json!([null])),
         ("max_tokens", json!(-1)),

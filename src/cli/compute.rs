@@ -1,10 +1,10 @@
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::dtype::DtypeFlag;
 use super::serve::at_least_one;
-use crate::kernels::{KvType, Pool};
+use crate::kernels::{BLOCK, KvType, Pool};
 use crate::model::{ModelDirectory, Runtime};
 
 /// How a model is run: the flags that serve, generate and eval have in common.
@@ -37,7 +37,7 @@ pub(super) enum Room {
     Sequences {
         /// Sequences that run at a time.
         most: usize,
-        /// Bytes of keys and values; a quarter of the machine's memory if None.
+        /// Bytes of keys and values; [`usual_room`] if None.
         memory: Option<u64>,
     },
 }
@@ -66,20 +66,36 @@ impl Compute {
         };
         if let Room::Sequences { memory, .. } = room {
             let bytes = directory.kv_shape().block_bytes(runtime.kv_type) as u64;
-            let most = memory.unwrap_or_else(|| machine_memory() / 4) / bytes;
-            runtime.kv_blocks = runtime.kv_blocks.min(usize::try_from(most).unwrap_or(usize::MAX));
+            let whole = bytes.saturating_mul(config.max_position_embeddings.div_ceil(BLOCK) as u64);
+            let memory = memory.unwrap_or_else(|| usual_room(whole));
+            let most = usize::try_from(memory / bytes.max(1)).unwrap_or(usize::MAX);
+            ensure!(
+                most > 0,
+                "{memory} bytes hold no block of keys and values: {BLOCK} tokens take {bytes}; raise --kv-memory"
+            );
+            runtime.kv_blocks = runtime.kv_blocks.min(most);
         }
         Ok(runtime)
     }
 }
 
-/// The machine's memory in bytes; where it does not say, 8 GiB.
+/// The memory for keys and values where nobody says how much: a gigabyte, or what one sequence of the whole context needs
+/// if that is more, but no more than a quarter of the machine's.
+fn usual_room(whole: u64) -> u64 {
+    whole.max(1 << 30).min(machine_memory() / 4)
+}
+
+/// The memory in bytes that this process may have: the machine's, or its control group's. Where neither says, 8 GiB.
 fn machine_memory() -> u64 {
     const UNKNOWN: u64 = 8 << 30;
+    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let limit = limits.iter().find_map(|file| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok());
     // SAFETY: `sysconf` only reads its argument.
     let [pages, page] = [libc::_SC_PHYS_PAGES, libc::_SC_PAGESIZE].map(|name| unsafe { libc::sysconf(name) });
     match (u64::try_from(pages), u64::try_from(page)) {
-        (Ok(pages), Ok(page)) if pages > 0 && page > 0 => pages.saturating_mul(page),
-        _ => UNKNOWN,
+        (Ok(pages), Ok(page)) if pages > 0 && page > 0 => {
+            pages.saturating_mul(page).min(limit.unwrap_or(u64::MAX))
+        }
+        _ => limit.unwrap_or(UNKNOWN).min(UNKNOWN),
     }
 }

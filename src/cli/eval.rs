@@ -67,7 +67,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let directory = ModelDirectory::open(&args.model)?;
     let context = args.context.unwrap_or(directory.config().max_position_embeddings);
     // Short windows are scored together.
-    let runtime = args.compute.runtime(&directory, Room::Positions(context.max(1024)))?;
+    let runtime = args.compute.runtime(
+        &directory,
+        Room::Positions(context.min(directory.config().max_position_embeddings).max(1024)),
+    )?;
     let table = args.table.as_deref();
     let mut model = match args.embeddings {
         Embeddings::Table => directory.load_with(args.table_mode.open(&directory, table)?, &runtime)?,

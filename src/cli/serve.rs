@@ -58,7 +58,8 @@ pub struct Args {
     #[arg(long, value_name = "N", env = "SCONE_MAX_QUEUE", default_value_t = 256, value_parser = at_least_one)]
     max_queue: usize,
     /// Memory for keys and values, as 2GiB: sequences share it in blocks of 16 tokens as they grow, and when it runs out the
-    /// youngest waits and is computed again [default: what all sequences could need, at most a quarter of the machine's]
+    /// youngest waits and is computed again [default: 1 GiB, or what a sequence of the whole
+    /// context needs if that is more, but at most a quarter of the machine's]
     #[arg(long, value_name = "SIZE", env = "SCONE_KV_MEMORY", value_parser = parse_bytes)]
     kv_memory: Option<u64>,
     #[command(flatten)]
@@ -73,8 +74,8 @@ struct Steps {
     /// Tokens that one step computes at most; longer prompts are read in several, between which the others go on
     #[arg(long, value_name = "N", env = "SCONE_MAX_BATCH_TOKENS", default_value_t = 512, value_parser = at_least_one)]
     max_batch_tokens: usize,
-    /// Tokens of a prompt that one step reads at most while others generate [default: as many as make a step take twice as
-    /// long as without, by what steps are measured to cost]
+    /// Tokens that one step reads while others generate, for each prompt that waits [default: as many as make a step take
+    /// twice as long as without, by what steps are measured to cost]
     #[arg(long, value_name = "N", env = "SCONE_PREFILL_CHUNK", value_parser = at_least_one)]
     prefill_chunk: Option<usize>,
     /// Compute each prompt anew, even where an earlier one began with the same tokens

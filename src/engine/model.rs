@@ -4,6 +4,7 @@ use super::{Forward, ForwardError, Piece, Prefetch};
 use crate::kernels::BLOCK;
 use crate::model::Model;
 use crate::model::embedding::prefetch_rows;
+use crate::table::Placement;
 
 impl Forward for Model {
     fn vocab_size(&self) -> usize {
@@ -32,6 +33,10 @@ impl Forward for Model {
 
     fn prefetch(&self) -> Option<Prefetch> {
         let live = Arc::clone(self.embedding().live_table()?);
+        // In memory there is nothing to bring nearer.
+        if matches!(live.placement(), Placement::Ram { .. }) {
+            return None;
+        }
         Some(Arc::new(move |prompt| prefetch_rows(&live.get(), prompt)))
     }
 

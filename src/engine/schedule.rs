@@ -13,7 +13,7 @@ pub(super) fn schedule(left: &[usize], budget: usize, chunk: usize) -> Vec<usize
     let decoding: usize = counts.iter().sum();
     let mut rest = budget.saturating_sub(decoding).max(1);
     if decoding > 0 {
-        rest = rest.min(chunk.max(1) * prompts.len());
+        rest = rest.min(chunk.max(1).saturating_mul(prompts.len()));
     }
     let mut give = |prompts: &[usize], mut share: usize| {
         for &i in prompts {

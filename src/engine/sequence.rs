@@ -5,9 +5,6 @@ use super::queue::Waiting;
 use super::speculate::{Speculation, propose};
 use super::{Event, Finish, NotANumber, Piece, Request, Sampler, Score, score};
 
-/// The most positions of a prompt that get log-probabilities in one step: their logits take room.
-const SCORED: usize = 64;
-
 /// A sequence that has its turn: its tokens so far, and how far the model has got with them.
 pub(super) struct Sequence {
     pub(super) is_finished: bool,
@@ -78,7 +75,6 @@ impl Sequence {
     pub(super) fn left(&self) -> usize {
         match self.place {
             None => 0,
-            Some(_) if self.scores_prompt() => (self.len() - self.computed).min(SCORED),
             Some(_) => self.len() - self.computed,
         }
     }
@@ -88,12 +84,26 @@ impl Sequence {
         self.place.is_some()
     }
 
+    /// Whether it has ever had one.
+    pub(super) fn has_started(&self) -> bool {
+        self.has_started
+    }
+
+    /// Gives blocks back that only drafts needed.
+    pub(super) fn shrink(&mut self, blocks: &mut Blocks) {
+        let needed = blocks.needed(self.len());
+        if let Some(place) = self.place.as_mut().filter(|place| place.blocks.len() > needed) {
+            blocks.release(&mut place.blocks.split_off(needed));
+        }
+    }
+
     /// Nobody reads the events any more.
     pub(super) fn is_abandoned(&self) -> bool {
         self.events.is_closed()
     }
 
-    fn scores_prompt(&self) -> bool {
+    /// Whether log-probabilities of its prompt are still to be computed.
+    pub(super) fn scores_prompt(&self) -> bool {
         self.prompt_logprobs.is_some()
     }
 

@@ -9,6 +9,9 @@ use super::schedule::schedule;
 use super::sequence::Sequence;
 use super::{Config, Counters, EngineError, Forward};
 
+/// The most positions of prompts that get log-probabilities in one step.
+const SCORED: usize = 64;
+
 /// What the engine's thread owns.
 pub(super) struct Worker {
     model: Box<dyn Forward>,
@@ -83,6 +86,7 @@ impl Worker {
     /// Sees to it that each sequence has blocks for all its tokens. Where there are none left, the youngest gives its
     /// place up, keeps its tokens, and waits until there are.
     fn make_room(&mut self) {
+        self.running.iter_mut().for_each(|sequence| sequence.shrink(&mut self.blocks));
         for i in 0..self.running.len() {
             while self.running[i].has_place()
                 && self.running[i].missing(&self.blocks, 0) > self.blocks.available()
@@ -113,10 +117,13 @@ impl Worker {
             }
             let shares = self.config.prefix_cache || sequence.group.is_some();
             let placed = older.iter().chain(&rest[1..]).filter(|sequence| sequence.has_place()).count();
+            let is_first = !rest[0].has_started();
             let Some(cached) = rest[0].take_place(&mut self.blocks, placed, shares, self.epoch) else {
                 break;
             };
-            self.counters.cached_tokens += cached as u64;
+            if is_first {
+                self.counters.cached_tokens += cached as u64;
+            }
         }
     }
 
@@ -128,7 +135,15 @@ impl Worker {
         // A step with so many tokens of prompts takes twice as long as one without.
         let twice = fixed as usize + decoding;
         let budget = self.config.max_batch_tokens;
-        let counts = schedule(&left, budget, self.config.prefill_chunk.unwrap_or(twice));
+        let mut counts = schedule(&left, budget, self.config.prefill_chunk.unwrap_or(twice));
+        // Logits of positions of prompts take room: those that are asked for share it.
+        let mut scored = SCORED;
+        for (sequence, count) in self.running.iter().zip(&mut counts) {
+            if sequence.scores_prompt() {
+                *count = scored.min(*count);
+                scored -= *count;
+            }
+        }
         let mut rest = budget.saturating_sub(counts.iter().sum());
         let price = decoding as f64 / (fixed + decoding as f64);
         for sequence in self.running.iter_mut().filter(|sequence| sequence.left() == 1) {

@@ -49,7 +49,9 @@ impl Activations {
     /// Makes room for rows of this size; what they hold is left over from before. Allocates only what it has never had.
     pub fn resize(&mut self, rows: usize, inputs: usize) {
         (self.rows, self.inputs, self.is_prepared) = (rows, inputs, false);
-        self.numbers.resize(rows * inputs, 0.0);
+        if self.numbers.len() < rows * inputs {
+            self.numbers.resize(rows * inputs, 0.0);
+        }
     }
 
     /// Makes room for rows of this size and has each written by `write(row, numbers)`, on all threads, then
@@ -86,13 +88,13 @@ impl Activations {
 
     /// All rows, one after the other.
     pub fn numbers(&self) -> &[f32] {
-        &self.numbers
+        &self.numbers[..self.rows * self.inputs]
     }
 
     /// All rows, to be written; they are no longer prepared then.
     pub fn numbers_mut(&mut self) -> &mut [f32] {
         self.is_prepared = false;
-        &mut self.numbers
+        &mut self.numbers[..self.rows * self.inputs]
     }
 
     /// Makes of all rows what quantised weights read: blocks of 32 signed bytes that share a scale. Needed before a
@@ -106,8 +108,10 @@ impl Activations {
 
     pub(super) fn prepare_by(&mut self, pool: &Pool, level: Level) {
         assert!(self.inputs.is_multiple_of(BLOCK), "quantised weights need rows of a multiple of 32");
-        let blocks = self.numbers.len() / BLOCK;
-        self.blocks.resize(blocks, Block::default());
+        let blocks = self.rows * self.inputs / BLOCK;
+        if self.blocks.len() < blocks {
+            self.blocks.resize(blocks, Block::default());
+        }
         let of_task = TASK / BLOCK;
         let (numbers, _) = self.numbers.as_chunks::<BLOCK>();
         let shared = Shared::new(&mut self.blocks);
@@ -126,7 +130,7 @@ impl Activations {
     /// If the rows have been written since they were prepared.
     pub(super) fn blocks(&self) -> &[Block] {
         assert!(self.is_prepared, "a product with a quantised weight before `prepare`");
-        &self.blocks
+        &self.blocks[..self.rows * self.inputs / BLOCK]
     }
 }
 

@@ -1,3 +1,4 @@
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,6 +91,42 @@ impl DerefMut for Lines {
     fn deref_mut(&mut self) -> &mut [Line] {
         // SAFETY: as for `deref`, and `self` is borrowed for as long.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+}
+
+/// Zeroed numbers in memory of their own, of huge pages where the system has them: page by page taken when it is first
+/// written.
+pub(super) struct Pages<T> {
+    map: MmapMut,
+    len: usize,
+    numbers: PhantomData<T>,
+}
+
+impl<T: Pod> Pages<T> {
+    /// Room for `len` numbers.
+    pub(super) fn new(len: usize) -> Result<Self, String> {
+        let bytes = len.checked_mul(size_of::<T>()).ok_or("more than memory can hold")?;
+        let map = MmapMut::map_anon(bytes.max(1))
+            .map_err(|error| format!("no memory for {} MiB: {error}", bytes >> 20))?;
+        #[cfg(target_os = "linux")]
+        if let Err(error) = map.advise(memmap2::Advice::HugePage) {
+            tracing::debug!("no huge pages: {error}");
+        }
+        Ok(Self { map, len, numbers: PhantomData })
+    }
+}
+
+impl<T: Pod> Deref for Pages<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        bytemuck::cast_slice(&self.map[..self.len * size_of::<T>()])
+    }
+}
+
+impl<T: Pod> DerefMut for Pages<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut self.map[..self.len * size_of::<T>()])
     }
 }
 

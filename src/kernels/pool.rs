@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// waking a thread takes longer than most of them.
 const AWAKE: Duration = Duration::from_micros(100);
 
+/// More could not be counted at the [`Door`].
+const MOST_THREADS: usize = 1024;
+
 /// Looks for work between two looks at the clock.
 const SPINS: usize = 64;
 
@@ -117,8 +120,13 @@ impl Pool {
     /// A pool of so many threads, the caller of [`Pool::run`] among them.
     ///
     /// # Errors
-    /// Where the system gives no thread.
+    /// Where the system gives no thread, or more than 1024 are asked for.
     pub fn new(threads: usize) -> std::io::Result<Self> {
+        if threads > MOST_THREADS {
+            return Err(std::io::Error::other(format!(
+                "{threads} threads are too many: {MOST_THREADS} at most"
+            )));
+        }
         let shared = Arc::new(Shared {
             door: AtomicUsize::new(0),
             job: Mutex::new(None),

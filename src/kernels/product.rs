@@ -84,7 +84,7 @@ struct Plan {
 impl Plan {
     fn new(x: &Activations, panels: usize, lines: usize, threads: usize) -> Self {
         let (rows, inputs) = (x.rows(), x.inputs());
-        let block = (ROWS / (4 * inputs).max(1)).next_multiple_of(24);
+        let block = (ROWS / (4 * inputs).max(1)).max(1).next_multiple_of(24);
         let block = rows.div_ceil(rows.div_ceil(block)).next_multiple_of(12).min(rows);
         let work = lines * 64 + block * panels * PANEL * inputs / 16;
         let blocks = rows.div_ceil(block);

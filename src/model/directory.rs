@@ -166,7 +166,12 @@ impl ModelDirectory {
         }
         let text = read(&file)?;
         let decoder = Config::parse(&text).map_err(|why| ModelError::config(&file, why))?;
-        let config: FgramConfig =
+        #[derive(Deserialize)]
+        struct Output {
+            #[serde(default)]
+            residual_output: bool,
+        }
+        let Output { residual_output } =
             serde_json::from_str(&text).map_err(|e| ModelError::config(&file, e.to_string()))?;
         if decoder.hidden_size != self.config.hidden_size {
             let why = format!(
@@ -175,7 +180,7 @@ impl ModelDirectory {
             );
             return Err(ModelError::config(&file, why));
         }
-        Ok((config, Checkpoint::open(&directory)?))
+        Ok((FgramConfig { decoder, residual_output }, Checkpoint::open(&directory)?))
     }
 
     /// The identity that a table of this model must have; `fgrams` is that of the set.

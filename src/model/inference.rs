@@ -33,6 +33,8 @@ pub struct Model {
     pool: Arc<Pool>,
     /// The batch's rows whose logits are wanted: a step's own, kept for its memory.
     wanted: Vec<usize>,
+    /// The blocks that a step writes, in order.
+    written: Vec<u32>,
 }
 
 impl Model {
@@ -47,9 +49,10 @@ impl Model {
         runtime: &Runtime,
     ) -> Result<Self, ModelError> {
         let transformer = Weights::new(checkpoint, runtime.dtype).transformer(&config)?;
-        let cache = KvCache::new(transformer.kv_shape(), runtime.kv_type, runtime.kv_blocks);
+        let cache = KvCache::new(transformer.kv_shape(), runtime.kv_type, runtime.kv_blocks)
+            .map_err(|why| candle_core::Error::Msg(format!("keys and values: {why}")))?;
         let (embedding, pool) = (Embedding::new(fgrams), Arc::clone(&runtime.pool));
-        Ok(Self { config, transformer, embedding, cache, pool, wanted: Vec::new() })
+        Ok(Self { config, transformer, embedding, cache, pool, wanted: Vec::new(), written: Vec::new() })
     }
 
     /// Its shape.
@@ -84,6 +87,7 @@ impl Model {
     /// Where a token is beyond the vocabulary, a piece beyond the context or its blocks, or the table is damaged.
     pub fn forward(&mut self, pieces: &[Piece<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
         pieces.iter().try_for_each(|piece| self.check(piece))?;
+        self.check_blocks(pieces)?;
         let spans: Vec<Span<'_>> = pieces
             .iter()
             .map(|piece| Span { blocks: piece.blocks, past: piece.past, new: piece.new_tokens() })
@@ -98,6 +102,22 @@ impl Model {
         self.embedding.embed(&self.pool, pieces, tokens, x)?;
         self.transformer.forward(&self.pool, &mut self.cache, &spans, &self.wanted, logits);
         Ok(())
+    }
+
+    /// That no block is written for two sequences, or twice.
+    fn check_blocks(&mut self, pieces: &[Piece<'_>]) -> Result<(), ModelError> {
+        self.written.clear();
+        for piece in pieces {
+            self.written.extend(&piece.blocks[piece.past / BLOCK..piece.tokens.len().div_ceil(BLOCK)]);
+        }
+        self.written.sort_unstable();
+        match self.written.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => {
+                let why = format!("block {} of the cache would be written for two pieces of text", pair[0]);
+                Err(candle_core::Error::Msg(why).into())
+            }
+            None => Ok(()),
+        }
     }
 
     fn check(&self, piece: &Piece<'_>) -> Result<(), ModelError> {

@@ -1,15 +1,16 @@
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use super::super::Shared;
+use crate::kernels::Shared;
+use crate::kernels::memory::Pages;
 
 /// Positions of a block: as many as a register has lanes.
 pub const BLOCK: usize = 16;
 
 /// The numbers of a cache.
 pub(super) enum Numbers {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
+    F32(Pages<f32>),
+    F16(Pages<f16>),
 }
 
 /// How keys and values are held.
@@ -17,7 +18,7 @@ pub(super) enum Numbers {
 pub enum KvType {
     /// Exactly.
     F32,
-    /// In half the memory, rounded to eleven bits.
+    /// In half the memory, rounded to eleven bits; what is beyond 65,504 becomes that.
     F16,
 }
 
@@ -64,26 +65,31 @@ impl KvShape {
         BLOCK * self.padded()
     }
 
-    /// Bytes of a block in all layers.
+    /// Bytes of a block in all layers; the largest number where they are more.
     pub fn block_bytes(&self, kv: KvType) -> usize {
-        let bytes = match kv {
+        let number = match kv {
             KvType::F32 => 4,
             KvType::F16 => 2,
         };
-        self.layers * self.heads * 2 * self.part() * bytes
+        let head = 2usize.saturating_mul(BLOCK * number).saturating_mul(self.padded());
+        head.saturating_mul(self.heads).saturating_mul(self.layers)
     }
 }
 
 impl KvCache {
     /// Room for so many blocks. The memory is taken as it is used.
-    pub fn new(shape: KvShape, kv: KvType, blocks: usize) -> Self {
-        let len = shape.layers * blocks * shape.heads * 2 * shape.part();
+    ///
+    /// # Errors
+    /// Where the system has not that much.
+    pub fn new(shape: KvShape, kv: KvType, blocks: usize) -> Result<Self, String> {
+        let bytes = blocks
+            .checked_mul(shape.block_bytes(kv))
+            .ok_or_else(|| format!("{blocks} blocks of keys and values are larger than memory"))?;
         let numbers = match kv {
-            KvType::F32 => Numbers::F32(vec![0.0; len]),
-            // Zeroed by the system, page by page.
-            KvType::F16 => Numbers::F16(bytemuck::allocation::zeroed_vec(len)),
+            KvType::F32 => Numbers::F32(Pages::new(bytes / 4)?),
+            KvType::F16 => Numbers::F16(Pages::new(bytes / 2)?),
         };
-        Self { numbers, shape, blocks }
+        Ok(Self { numbers, shape, blocks })
     }
 
     /// Blocks that there are.
@@ -163,20 +169,35 @@ impl KvWriter<'_> {
                     unsafe { numbers.part(row..row + head) }.copy_from_slice(values);
                 }
                 Target::F16(numbers) => {
-                    let mut rounded = [f16::ZERO; 64];
                     let mut places = (lane..).step_by(BLOCK);
-                    for keys in keys.chunks(rounded.len()) {
-                        let rounded = &mut rounded[..keys.len()];
-                        rounded.convert_from_f32_slice(keys);
-                        for (&key, at) in rounded.iter().zip(&mut places) {
+                    in_halves(keys, |halves| {
+                        for (&key, at) in halves.iter().zip(&mut places) {
                             // SAFETY: as above.
                             unsafe { numbers.part(at..at + 1) }.fill(key);
                         }
-                    }
+                    });
                     // SAFETY: as above.
-                    unsafe { numbers.part(row..row + head) }.convert_from_f32_slice(values);
+                    let mut rest = unsafe { numbers.part(row..row + head) };
+                    in_halves(values, |halves| {
+                        let (to, after) = std::mem::take(&mut rest).split_at_mut(halves.len());
+                        to.copy_from_slice(halves);
+                        rest = after;
+                    });
                 }
             }
         }
+    }
+}
+
+/// Gives numbers as the nearest halves, a few at a time. Beyond their range they stay finite: an infinite key would take
+/// all attention, and an infinite value make no number of what does not even see it.
+fn in_halves(numbers: &[f32], mut take: impl FnMut(&[f16])) {
+    let mut halves = [f16::ZERO; 64];
+    for numbers in numbers.chunks(halves.len()) {
+        let mut clamped = [0f32; 64];
+        let most = f32::from(f16::MAX);
+        clamped.iter_mut().zip(numbers).for_each(|(to, x)| *to = x.clamp(-most, most));
+        halves.convert_from_f32_slice(&clamped);
+        take(&halves[..numbers.len()]);
     }
 }

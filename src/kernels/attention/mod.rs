@@ -26,7 +26,7 @@ use tile::{Element, Tile};
 /// Positions of a chunk.
 const CHUNK: usize = 256;
 
-/// Query rows of a tile: as many as registers hold sums of, four registers each.
+/// Query rows of a tile: as many as the 32 registers of AVX-512 hold sums of, four each, beside the operands.
 const ROWS: usize = 6;
 
 /// Where queries come from and results go to: rows of the same batch, of different widths.
@@ -54,6 +54,7 @@ impl KvCache {
         q: &Queries<'_>,
         out: &mut [f32],
     ) {
+        assert!(plan.is_of(spans, q.heads, self.shape), "attention by the plan of another batch");
         let (tasks, partials) = plan.parts();
         {
             let (out, partials) = (Shared::new(out), Shared::new(partials));

@@ -14,6 +14,9 @@ pub struct AttentionPlan {
     partials: Vec<f32>,
     /// Tiles whose chunks are tasks of their own: `chunks` is all of them, `partial` the first one's result.
     split: Vec<Task>,
+    /// What it is a plan of: query heads, key and value heads, features of a head; and past and new positions of spans.
+    heads: (usize, usize, usize),
+    spans: Vec<(usize, usize)>,
 }
 
 /// Some query rows of one key and value head of one span. Row `r` of a span is head `r % group` of token `r / group`.
@@ -36,6 +39,9 @@ impl AttentionPlan {
     pub fn set(&mut self, spans: &[Span<'_>], heads: usize, shape: KvShape, threads: usize) {
         self.tasks.clear();
         self.split.clear();
+        self.heads = (heads, shape.heads, shape.head);
+        self.spans.clear();
+        self.spans.extend(spans.iter().map(|span| (span.past, span.new)));
         let group = heads / shape.heads;
         let tiles: usize = spans.iter().map(|span| (span.new * group).div_ceil(ROWS) * shape.heads).sum();
         let is_split = threads > 1 && tiles < TILES_A_THREAD * threads;
@@ -64,8 +70,13 @@ impl AttentionPlan {
             first_token += span.new;
         }
         // The long ones first, so that no thread is left alone with one at the end.
-        self.tasks.sort_by_key(|task| std::cmp::Reverse(task.rows * task.chunks.len()));
+        self.tasks.sort_unstable_by_key(|task| std::cmp::Reverse(task.rows * task.chunks.len()));
         self.partials.resize(partial, 0.0);
+    }
+
+    pub(super) fn is_of(&self, spans: &[Span<'_>], heads: usize, shape: KvShape) -> bool {
+        let are_equal = self.spans.iter().copied().eq(spans.iter().map(|span| (span.past, span.new)));
+        are_equal && self.heads == (heads, shape.heads, shape.head)
     }
 
     pub(super) fn parts(&mut self) -> (&[Task], &mut [f32]) {

@@ -40,7 +40,7 @@ fn setting(kv_heads: usize, group: usize, head: usize, lengths: &[usize], seed: 
 impl Setting {
     fn cache(&self, kv: KvType) -> KvCache {
         let most = self.sequences.iter().flat_map(|s| &s.blocks).max().map_or(1, |&block| block as usize + 1);
-        KvCache::new(self.shape, kv, most)
+        KvCache::new(self.shape, kv, most).unwrap()
     }
 
     /// The results of all sequences, computed in pieces of the given sizes beside each other.

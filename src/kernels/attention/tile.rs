@@ -11,7 +11,7 @@ use super::plan::{divide, merge};
 use super::{BLOCK, CHUNK, KvCache, ROWS};
 use crate::kernels::simd::{Kernel, LANES, Simd};
 
-/// Registers of keys, or of values, that are worked on at a time.
+/// Vectors of keys, or of values, that are worked on at a time where there are registers for them; one otherwise.
 const WIDE: usize = 4;
 
 /// A number of a cache.
@@ -111,7 +111,7 @@ impl<E: Element> Tile<'_, '_, E> {
     ) {
         let mut block = 0;
         while block < keys.div_ceil(BLOCK) {
-            if block + WIDE <= keys.div_ceil(BLOCK) {
+            if S::REGISTERS >= 32 && block + WIDE <= keys.div_ceil(BLOCK) {
                 self.score_blocks::<S, M, WIDE>(simd, from, block, scores);
                 block += WIDE;
             } else {
@@ -176,7 +176,7 @@ impl<E: Element> Tile<'_, '_, E> {
         let before = *states;
         let mut register = 0;
         while register < registers {
-            let wide = if register + WIDE <= registers { WIDE } else { 1 };
+            let wide = if S::REGISTERS >= 32 && register + WIDE <= registers { WIDE } else { 1 };
             let mut sums = [[0f32; WIDE * BLOCK]; M];
             if wide == WIDE {
                 self.weigh::<S, M, WIDE>(simd, from, keys, register, weights, &mut sums);

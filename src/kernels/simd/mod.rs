@@ -113,7 +113,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn exp(self, x: Self::F32) -> Self::F32 {
         // x = n ln 2 + r, and e^r by the polynomial of Cephes (expf).
-        let x = self.min(self.max(x, self.splat(-87.0)), self.splat(88.0));
+        // In this order what is no number stays none.
+        let x = self.min(self.splat(88.0), self.max(self.splat(-87.0), x));
         let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
         let whole = self.to_f32(n);
         // ln 2 in two parts, the first of few bits: its products with n are exact.

@@ -50,8 +50,12 @@ fn read(checkpoint: &Checkpoint) -> Result<Config, String> {
         _ => metadata.count("tokenizer.ggml.tokens")?.ok_or("the tensor \"token_embd.weight\" is missing")?,
     };
     let bias = |name: &str| checkpoint.contains(&format!("model.layers.0.{name}.bias"));
-    if bias("mlp.up_proj") || bias("mlp.down_proj") {
+    if ["gate", "up", "down"].iter().any(|part| bias(&format!("mlp.{part}_proj"))) {
         return Err("biases of the feed-forward layers (\"blk.0.ffn_up.bias\") are not supported".into());
+    }
+    let has_output_bias = architecture != "qwen2" && bias("self_attn.q_proj");
+    if bias("self_attn.o_proj") != has_output_bias {
+        return Err("\"blk.0.attn_output.bias\" is supported together with \"blk.0.attn_q.bias\" only".into());
     }
     let config = Config {
         model_type: architecture.to_owned(),
@@ -68,7 +72,7 @@ fn read(checkpoint: &Checkpoint) -> Result<Config, String> {
             .ok_or_else(|| format!("\"{}\" is missing", key("attention.layer_norm_rms_epsilon")))?,
         rope_theta: metadata.float(&key("rope.freq_base"))?.unwrap_or(super::rope_theta()),
         tie_word_embeddings: !checkpoint.contains("lm_head.weight"),
-        attention_bias: architecture != "qwen2" && bias("self_attn.q_proj"),
+        attention_bias: has_output_bias,
         rope_scaling: None,
     };
     for (name, head) in [

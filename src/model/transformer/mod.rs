@@ -1,7 +1,7 @@
 //! The main model as it serves on a CPU: packed weights, a paged cache of keys and values, one workspace.
 //!
 //! It takes the input embeddings of a ragged batch and never hears of n-grams; the decoder that is trained is
-//! [`Decoder`](super::Decoder), on candle. Nothing is allocated in a step but by the first that is so large. All work is
+//! [`Decoder`](super::Decoder), on candle. Buffers grow to the largest step and are used again. All work is
 //! done by the [`kernels`](crate::kernels), each output number in one order: so what a sequence gets is the same, bit for
 //! bit, whatever runs beside it. Another device is another such executor behind [`Model`](super::Model).
 
@@ -100,12 +100,13 @@ impl Transformer {
             }
             block.feed_forward(pool, shape, work);
         }
-        logits.clear();
         if work.rows == 0 {
+            logits.clear();
             return;
         }
         let head = self.head.as_ref().unwrap_or(&self.tokens);
         work.norm(pool, &self.norm, shape, head.is_quantised());
+        // What is there is overwritten.
         logits.resize(wanted.len() * head.outputs(), 0.0);
         product(pool, &[(head, 0)], &work.x, logits, head.outputs());
     }
