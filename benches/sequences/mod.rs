@@ -7,11 +7,12 @@ use std::time::Instant;
 use scone::engine::Forward;
 use scone::kernels::Pool;
 use scone::model::{Model, ModelDirectory, Piece, Runtime};
+use scone::table::Placement;
 
 /// Tokens of a pass that fills the cache.
 const CHUNK: usize = 512;
 
-/// Opens a model as a server would, with its own table if it has one and room for so many sequences of a context of at
+/// Opens a model as a server would, with its own table in memory if it has one and room for so many sequences of a context of at
 /// most 4096, and the tokens of a text.
 pub(crate) fn open(model: &Path, sequences: usize) -> (Model, Vec<u32>) {
     let directory = ModelDirectory::open(model).expect("a model");
@@ -21,7 +22,9 @@ pub(crate) fn open(model: &Path, sequences: usize) -> (Model, Vec<u32>) {
     let positions = sequences * directory.config().max_position_embeddings.min(4096);
     let mut runtime = Runtime::new(Arc::new(pool), positions);
     runtime.kv_type = directory.kv_type(None);
-    (directory.load(None, &runtime).expect("a model"), tokens)
+    let ram = Placement::Ram { lock: false, huge_pages: false };
+    let table = directory.live_table(None, ram, &mut |_, _| ()).expect("a table");
+    (directory.load_with(table, &runtime).expect("a model"), tokens)
 }
 
 /// Sequences of one length, each a part of the text and the owner of its blocks.
