@@ -77,7 +77,7 @@ fn main() {
     let arguments = Arguments::parse();
     rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).build_global().expect("a pool");
     let (bandwidth, peak) = (machine::read_bandwidth(), machine::peak());
-    let (mut model, text) = sequences::open(&arguments.model, 8);
+    let (mut model, text) = sequences::open(&arguments.model, sequences::RAM, 8);
     let mut cases: Vec<(&str, Vec<f64>)> = Vec::new();
     for (name, count, past) in DECODE {
         if past + arguments.tokens <= model.context() {

@@ -13,6 +13,7 @@ use clap::Parser;
 use machine::median;
 use scone::engine::Forward;
 use scone::model::Model;
+use scone::table::{DirectReads, Placement};
 use sequences::Sequences;
 
 // As in the programs.
@@ -27,6 +28,9 @@ struct Arguments {
     /// The same model without.
     #[arg(default_value = "model_cards/default-baseline")]
     baseline: PathBuf,
+    /// Where the table's rows are: ram, mmap, or direct, read from the disk each time and kept in no cache.
+    #[arg(long, default_value = "ram")]
+    table_mode: String,
     /// Threads; 0: one for each processor.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -48,6 +52,17 @@ struct Arguments {
     /// Said by cargo.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+impl Arguments {
+    fn placement(&self) -> Placement {
+        match self.table_mode.as_str() {
+            "ram" => sequences::RAM,
+            "mmap" => Placement::Mmap { prefault: 0 },
+            "direct" => Placement::Direct { cache: 0, queue_depth: 32, reads: DirectReads::Ring },
+            other => panic!("--table-mode {other}: ram, mmap or direct"),
+        }
+    }
 }
 
 /// Seconds of the passes from `past` to each of `ends`, of either model, which take turns; either goes first every
@@ -85,8 +100,8 @@ fn main() {
     let arguments = Arguments::parse();
     rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).build_global().expect("a pool");
     let most = arguments.sequences.iter().copied().max().unwrap_or(1);
-    let (baseline, text) = sequences::open(&arguments.baseline, most);
-    let mut models = [baseline, sequences::open(&arguments.scone, most).0];
+    let (baseline, text) = sequences::open(&arguments.baseline, sequences::RAM, most);
+    let mut models = [baseline, sequences::open(&arguments.scone, arguments.placement(), most).0];
     println!(
         "| | passes | baseline, us | tokens/s | SCONE, us | tokens/s | ratio of medians | median of ratios |\n\
          |---|---|---|---|---|---|---|---|"

@@ -12,9 +12,9 @@ use scone::table::Placement;
 /// Tokens of a pass that fills the cache.
 const CHUNK: usize = 512;
 
-/// Opens a model as a server would, with its own table in memory if it has one and room for so many sequences of a context of at
+/// Opens a model as a server would, with its own table, if it has one, placed there, and room for so many sequences of a context of at
 /// most 4096, and the tokens of a text.
-pub(crate) fn open(model: &Path, sequences: usize) -> (Model, Vec<u32>) {
+pub(crate) fn open(model: &Path, placement: Placement, sequences: usize) -> (Model, Vec<u32>) {
     let directory = ModelDirectory::open(model).expect("a model");
     let text = std::fs::read_to_string("examples/sotu/held-out.txt").expect("a text");
     let tokens = directory.tokenizer().encode(&text).expect("its tokens");
@@ -22,10 +22,13 @@ pub(crate) fn open(model: &Path, sequences: usize) -> (Model, Vec<u32>) {
     let positions = sequences * directory.config().max_position_embeddings.min(4096);
     let mut runtime = Runtime::new(Arc::new(pool), positions);
     runtime.kv_type = directory.kv_type(None);
-    let ram = Placement::Ram { lock: false, huge_pages: false };
-    let table = directory.live_table(None, ram, &mut |_, _| ()).expect("a table");
+    let table = directory.live_table(None, placement, &mut |_, _| ()).expect("a table");
     (directory.load_with(table, &runtime).expect("a model"), tokens)
 }
+
+/// All rows in memory.
+#[allow(dead_code, reason = "not every benchmark leaves it at that")]
+pub(crate) const RAM: Placement = Placement::Ram { lock: false, huge_pages: false };
 
 /// Sequences of one length, each a part of the text and the owner of its blocks.
 pub(crate) struct Sequences {

@@ -2,7 +2,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::blocks::Blocks;
-use super::cost::Cost;
+use super::cost::{Cost, Kind};
 use super::pass::{self, Computed};
 use super::queue::Queue;
 use super::schedule::schedule;
@@ -145,7 +145,7 @@ impl Worker {
             }
         }
         let mut rest = budget.saturating_sub(counts.iter().sum());
-        let price = decoding as f64 / (fixed + decoding as f64);
+        let price = self.cost.draft(decoding);
         for sequence in self.running.iter_mut().filter(|sequence| sequence.left() == 1) {
             let most = self.config.speculate.min(rest);
             if most > 0 {
@@ -168,6 +168,7 @@ impl Worker {
         }
         let wanted: Vec<usize> = batch.iter().map(|piece| piece.wanted).collect();
         let tokens: usize = batch.iter().map(|piece| piece.new_tokens()).sum();
+        let has_drafts = self.running.iter().any(|sequence| sequence.drafted() > 0);
         let results = pass::run(&mut *self.model, &batch, &mut self.logits);
         let is_fine = results.iter().all(Result::is_ok);
 
@@ -200,7 +201,12 @@ impl Worker {
         }
         self.counters.steps += 1;
         if is_fine {
-            self.cost.note(tokens, reads_prompts, start.elapsed());
+            let kind = match (reads_prompts, has_drafts) {
+                (true, _) => Kind::Reading,
+                (_, true) => Kind::Drafting,
+                _ => Kind::Decoding,
+            };
+            self.cost.note(tokens, kind, start.elapsed());
         }
     }
 
