@@ -31,9 +31,11 @@ enum KvDtype {
 /// For how many positions there is to be room.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Room {
-    /// As many as that.
+    /// As many as that; their memory is taken as it is used.
     Positions(usize),
-    /// As many as so many sequences of the whole context have, or as fit into so many bytes.
+    /// As many as one sequence can have; taken as it is used.
+    Context,
+    /// As many as so many sequences of the whole context have, or as fit into so many bytes; taken at the start.
     Sequences {
         /// Sequences that run at a time.
         most: usize,
@@ -55,6 +57,7 @@ impl Compute {
         let config = directory.config();
         let positions = match room {
             Room::Positions(positions) => positions,
+            Room::Context => config.max_position_embeddings,
             Room::Sequences { most, .. } => most.saturating_mul(config.max_position_embeddings),
         };
         let mut runtime = Runtime::new(Arc::new(pool), positions);
@@ -74,6 +77,13 @@ impl Compute {
                 "{memory} bytes hold no block of keys and values: {BLOCK} tokens take {bytes}; raise --kv-memory"
             );
             runtime.kv_blocks = runtime.kv_blocks.min(most);
+            runtime.takes_memory = true;
+            let taken = bytes.saturating_mul(runtime.kv_blocks as u64);
+            ensure!(
+                taken < machine_memory(),
+                "keys and values of {taken} bytes do not fit into this machine's memory of {}; lower --kv-memory",
+                machine_memory()
+            );
         }
         Ok(runtime)
     }

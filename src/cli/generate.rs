@@ -62,9 +62,8 @@ pub struct Args {
 /// If the model cannot be loaded, the prompt does not fit, or the model fails.
 pub fn run(args: &Args) -> Result<()> {
     let text = read_prompt(&args.prompt)?;
-    let room = Room::Sequences { most: 1, memory: None };
     let Opened { forward, tokenizer, info, .. } =
-        open_model(&args.model, args.table.as_deref(), &args.table_mode, &args.compute, room)?;
+        open_model(&args.model, args.table.as_deref(), &args.table_mode, &args.compute, Room::Context)?;
     let engine = Engine::start(forward, Config { max_sequences: 1, ..Config::default() })?;
     let prompt = tokenizer.encode(&text)?;
     let (context, prompt_tokens) = (engine.handle().context(), prompt.len());

@@ -57,7 +57,7 @@ pub struct Args {
     /// Sequences that may wait for a place; beyond them requests are answered with 429
     #[arg(long, value_name = "N", env = "SCONE_MAX_QUEUE", default_value_t = 256, value_parser = at_least_one)]
     max_queue: usize,
-    /// Memory for keys and values, as 2GiB: sequences share it in blocks of 16 tokens as they grow, and when it runs out the
+    /// Memory for keys and values, as 2GiB, taken at the start: sequences share it in blocks of 16 tokens as they grow, and when it runs out the
     /// youngest waits and is computed again [default: 1 GiB, or what a sequence of the whole
     /// context needs if that is more, but at most a quarter of the machine's]
     #[arg(long, value_name = "SIZE", env = "SCONE_KV_MEMORY", value_parser = parse_bytes)]

@@ -114,6 +114,20 @@ impl<T: Pod> Pages<T> {
         }
         Ok(Self { map, len, numbers: PhantomData })
     }
+
+    /// Takes all of the memory now.
+    pub(super) fn populate(&self) -> Result<(), String> {
+        #[cfg(target_os = "linux")]
+        if let Err(error) = self.map.advise(memmap2::Advice::PopulateWrite) {
+            let bytes = self.map.len() >> 20;
+            return match error.raw_os_error() {
+                // A kernel before 5.14: the memory is then taken as it is used.
+                Some(libc::EINVAL) => Ok(()),
+                _ => Err(format!("no memory for {bytes} MiB: {error}")),
+            };
+        }
+        Ok(())
+    }
 }
 
 impl<T: Pod> Deref for Pages<T> {

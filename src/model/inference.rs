@@ -15,12 +15,20 @@ pub struct Runtime {
     pub kv_type: KvType,
     /// Blocks of [`BLOCK`] positions that there is room for.
     pub kv_blocks: usize,
+    /// Whether their memory is taken at the start, as a server should, or as it is used.
+    pub takes_memory: bool,
 }
 
 impl Runtime {
     /// On these threads: weights as they are stored, exact keys and values, of so many positions.
     pub fn new(pool: Arc<Pool>, positions: usize) -> Self {
-        Self { pool, dtype: None, kv_type: KvType::F32, kv_blocks: positions.div_ceil(BLOCK) }
+        Self {
+            pool,
+            dtype: None,
+            kv_type: KvType::F32,
+            kv_blocks: positions.div_ceil(BLOCK),
+            takes_memory: false,
+        }
     }
 }
 
@@ -49,8 +57,12 @@ impl Model {
         runtime: &Runtime,
     ) -> Result<Self, ModelError> {
         let transformer = Weights::new(checkpoint, runtime.dtype).transformer(&config)?;
-        let cache = KvCache::new(transformer.kv_shape(), runtime.kv_type, runtime.kv_blocks)
-            .map_err(|why| candle_core::Error::Msg(format!("keys and values: {why}")))?;
+        let no_memory = |why: String| candle_core::Error::Msg(format!("keys and values: {why}"));
+        let cache =
+            KvCache::new(transformer.kv_shape(), runtime.kv_type, runtime.kv_blocks).map_err(no_memory)?;
+        if runtime.takes_memory {
+            cache.populate().map_err(no_memory)?;
+        }
         let (embedding, pool) = (Embedding::new(fgrams), Arc::clone(&runtime.pool));
         Ok(Self { config, transformer, embedding, cache, pool, wanted: Vec::new(), written: Vec::new() })
     }

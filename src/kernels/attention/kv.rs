@@ -77,7 +77,7 @@ impl KvShape {
 }
 
 impl KvCache {
-    /// Room for so many blocks. The memory is taken as it is used.
+    /// Room for so many blocks. The memory is taken as it is used, unless [`KvCache::populate`] takes it.
     ///
     /// # Errors
     /// Where the system has not that much.
@@ -90,6 +90,17 @@ impl KvCache {
             KvType::F16 => Numbers::F16(Pages::new(bytes / 2)?),
         };
         Ok(Self { numbers, shape, blocks })
+    }
+
+    /// Takes all of the memory now, so that none is missing, or looked for, later.
+    ///
+    /// # Errors
+    /// Where the system has not that much.
+    pub fn populate(&self) -> Result<(), String> {
+        match &self.numbers {
+            Numbers::F32(pages) => pages.populate(),
+            Numbers::F16(pages) => pages.populate(),
+        }
     }
 
     /// Blocks that there are.
