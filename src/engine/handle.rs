@@ -158,9 +158,10 @@ impl EngineHandle {
         Ok(())
     }
 
-    /// The most tokens of a sequence, prompt and output together.
+    /// The most tokens of a sequence, prompt and output together: the model's context, or what the cache of keys and values
+    /// has room for if that is less.
     pub fn context(&self) -> usize {
-        self.context
+        self.context.min(self.room.saturating_add(1))
     }
 
     /// Token ids are below this.

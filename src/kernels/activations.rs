@@ -97,7 +97,7 @@ impl Activations {
         &mut self.numbers[..self.rows * self.inputs]
     }
 
-    /// Makes of all rows what quantised weights read: blocks of 32 signed bytes that share a scale. Needed before a
+    /// Makes of all rows what quantised weights read: blocks of 32 numbers of sixteen bits that share a scale. Needed before a
     /// [`product`](super::product) with a weight that [is quantised](super::Matrix::is_quantised).
     ///
     /// # Panics
