@@ -1,6 +1,6 @@
 //! Attention over keys and values in blocks (paged), with grouped heads, for a ragged batch.
 //!
-//! The positions before a token are taken in chunks of [`CHUNK`]: each chunk by itself gives scores, their largest, a sum
+//! The positions before a token are taken in chunks of 256: each chunk by itself gives scores, their largest, a sum
 //! of exponentials and a weighted sum of values, and chunks are merged from the first to the last (as in
 //! FlashAttention, Dao et al., arXiv 2205.14135, and its split form for decoding). Where chunks begin depends on nothing
 //! but the position, so what a token gets is the same, bit for bit, in a prompt, in decoding and beside anything else.
