@@ -1,24 +1,16 @@
 //! The HTTP side: OpenAI's completion endpoint on axum.
 //!
 //! JSON, tokenizing, detokenizing, stop strings and formatting happen here; the engine sees token ids only. A request
-//! goes through `request` (JSON to checked fields), `completions` (prompts to tokens, tokens to the engine), `choice`
-//! and `transcript` (the engine's events to text, a choice each), and out as one `response` or through `stream` as many.
-//! Whatever is wrong with a request becomes an `error` in OpenAI's form; nothing here answers in plain text.
+//! goes through `wire` (JSON to checked fields), one of the `routes` (prompts to tokens, tokens to the engine), and `answer`
+//! (the engine's events to text), and out through `wire` again, as one response or as a stream of them. Whatever is wrong
+//! with a request becomes an error in OpenAI's form; nothing here answers in plain text.
 //!
 //! A client that goes away drops its connection's future, with it the receivers of its events, and that is all the engine
 //! needs to free its places.
 
-mod admin;
-mod body;
-mod choice;
-mod completions;
-mod error;
-mod models;
-mod request;
-mod response;
-mod stops;
-mod stream;
-mod transcript;
+mod answer;
+mod routes;
+mod wire;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -34,9 +26,10 @@ use tokio::net::TcpListener;
 use crate::engine::EngineHandle;
 use crate::model::LiveTable;
 use crate::tokenizer::Tokenizer;
-use error::ApiError;
+use routes::{admin, completions, models};
+use wire::error::ApiError;
 
-pub use models::{ModelCard, TableCard};
+pub use routes::models::{ModelCard, TableCard};
 
 /// How long answers that are under way may take to finish after the signal to stop.
 const DRAIN: Duration = Duration::from_secs(5);

@@ -7,7 +7,7 @@ use crate::engine::EngineError;
 
 /// An error as OpenAI's clients expect it: a status, and `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Debug)]
-pub(super) struct ApiError {
+pub(in crate::server) struct ApiError {
     status: StatusCode,
     message: String,
     param: Option<&'static str>,
@@ -20,21 +20,21 @@ impl ApiError {
     }
 
     /// The request is wrong as a whole.
-    pub(super) fn bad_request(message: impl Into<String>) -> Self {
+    pub(in crate::server) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
     /// A field of the request is wrong.
-    pub(super) fn invalid(param: &'static str, message: impl Into<String>) -> Self {
+    pub(in crate::server) fn invalid(param: &'static str, message: impl Into<String>) -> Self {
         Self { param: Some(param), ..Self::bad_request(message) }
     }
 
     /// A field asks for more tokens than the context has.
-    pub(super) fn too_long(param: &'static str, message: impl Into<String>) -> Self {
+    pub(in crate::server) fn too_long(param: &'static str, message: impl Into<String>) -> Self {
         Self { code: Some("context_length_exceeded"), ..Self::invalid(param, message) }
     }
 
-    pub(super) fn unknown_model(name: &str, ours: &str) -> Self {
+    pub(in crate::server) fn unknown_model(name: &str, ours: &str) -> Self {
         let message = format!("the model `{name}` does not exist; this server has `{ours}`");
         Self {
             param: Some("model"),
@@ -43,34 +43,34 @@ impl ApiError {
         }
     }
 
-    pub(super) fn not_found(message: impl Into<String>) -> Self {
+    pub(in crate::server) fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, message)
     }
 
-    pub(super) fn forbidden(message: impl Into<String>) -> Self {
+    pub(in crate::server) fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, message)
     }
 
     /// What was asked for does not go with what there is.
-    pub(super) fn conflict(message: impl Into<String>) -> Self {
+    pub(in crate::server) fn conflict(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, message)
     }
 
-    pub(super) fn unknown_path(path: &str) -> Self {
+    pub(in crate::server) fn unknown_path(path: &str) -> Self {
         Self::not_found(format!("there is nothing at {path}"))
     }
 
-    pub(super) fn wrong_method(method: &Method, path: &str) -> Self {
+    pub(in crate::server) fn wrong_method(method: &Method, path: &str) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("{path} does not take {method}"))
     }
 
-    pub(super) fn wrong_content_type(found: &str) -> Self {
+    pub(in crate::server) fn wrong_content_type(found: &str) -> Self {
         let message =
             format!("the body's content type is `{found}`; send JSON, with `Content-Type: application/json`");
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
     }
 
-    pub(super) fn too_large(limit: usize) -> Self {
+    pub(in crate::server) fn too_large(limit: usize) -> Self {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("the body is larger than {limit} bytes, the most that is taken"),
@@ -78,16 +78,16 @@ impl ApiError {
     }
 
     /// The server's own fault.
-    pub(super) fn internal(message: impl Into<String>) -> Self {
+    pub(in crate::server) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
-    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+    pub(in crate::server) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
     }
 
     /// The object that goes into the body, or into a stream that has begun.
-    pub(super) fn body(&self) -> Value {
+    pub(in crate::server) fn body(&self) -> Value {
         let kind = match self.status {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",

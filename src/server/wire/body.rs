@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 
 /// The largest body that is taken, in bytes: room for a million token ids.
-pub(super) const BODY_LIMIT: usize = 8 << 20;
+pub(in crate::server) const BODY_LIMIT: usize = 8 << 20;
 
 /// How much of a larger body is read and thrown away. A client that is still sending when the connection closes would
 /// see a reset instead of the answer.
@@ -15,17 +15,17 @@ const DISCARD_LIMIT: usize = 64 << 20;
 
 /// The fields of a JSON object, taken out one by one. A null is as good as no field, and what is never asked for is ignored.
 #[derive(Debug)]
-pub(super) struct Fields(Map<String, Value>);
+pub(in crate::server) struct Fields(Map<String, Value>);
 
 impl Fields {
     /// Reads a request's body.
-    pub(super) async fn read(request: Request<Body>) -> Result<Self, ApiError> {
+    pub(in crate::server) async fn read(request: Request<Body>) -> Result<Self, ApiError> {
         check_content_type(&request)?;
         Self::parse(&read_all(request.into_body()).await?)
     }
 
     /// Reads a request's body, which may be left out.
-    pub(super) async fn read_or_none(request: Request<Body>) -> Result<Self, ApiError> {
+    pub(in crate::server) async fn read_or_none(request: Request<Body>) -> Result<Self, ApiError> {
         check_content_type(&request)?;
         let body = read_all(request.into_body()).await?;
         if body.is_empty() { Ok(Self(Map::new())) } else { Self::parse(&body) }
@@ -40,12 +40,15 @@ impl Fields {
     }
 
     /// The field as it is, if it is there and not null.
-    pub(super) fn take_value(&mut self, name: &str) -> Option<Value> {
+    pub(in crate::server) fn take_value(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name).filter(|value| !value.is_null())
     }
 
     /// The field as a `T`, if it is there and not null.
-    pub(super) fn take<T: DeserializeOwned>(&mut self, name: &'static str) -> Result<Option<T>, ApiError> {
+    pub(in crate::server) fn take<T: DeserializeOwned>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<Option<T>, ApiError> {
         self.take_value(name)
             .map(|value| {
                 serde_json::from_value(value)

@@ -4,9 +4,9 @@ use futures_util::Stream;
 use futures_util::stream;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::response::FinishReason;
 use super::transcript::{Entry, Released, Transcript};
 use crate::engine::{Event, Finish, Score};
+use crate::server::wire::response::FinishReason;
 use crate::tokenizer::{Decoder, Tokenizer};
 
 /// As much of a prompt's end as decides how the text after it begins: a character that is not complete, or a space that
@@ -15,7 +15,7 @@ const CONTEXT_TOKENS: usize = 8;
 
 /// One choice of an answer: it turns the engine's events into text.
 #[derive(Debug)]
-pub(super) struct Choice {
+pub(in crate::server) struct Choice {
     index: usize,
     /// None once the choice is complete. Dropping the receiver is what ends a sequence early.
     events: Option<UnboundedReceiver<Event>>,
@@ -33,27 +33,27 @@ pub(super) struct Choice {
 
 /// What a choice has to say next.
 #[derive(Debug)]
-pub(super) struct Piece {
-    pub(super) index: usize,
-    pub(super) text: String,
+pub(in crate::server) struct Piece {
+    pub(in crate::server) index: usize,
+    pub(in crate::server) text: String,
     /// Empty unless log-probabilities were asked for.
-    pub(super) entries: Vec<Entry>,
+    pub(in crate::server) entries: Vec<Entry>,
     /// Tokens generated since the piece before.
-    pub(super) generated: usize,
+    pub(in crate::server) generated: usize,
     /// In the last piece, and only there.
-    pub(super) finish: Option<FinishReason>,
+    pub(in crate::server) finish: Option<FinishReason>,
 }
 
 /// What the choices of a request have in common.
-pub(super) struct Common {
-    pub(super) tokenizer: Arc<Tokenizer>,
-    pub(super) stop_tokens: Arc<[u32]>,
-    pub(super) echo: bool,
-    pub(super) has_logprobs: bool,
+pub(in crate::server) struct Common {
+    pub(in crate::server) tokenizer: Arc<Tokenizer>,
+    pub(in crate::server) stop_tokens: Arc<[u32]>,
+    pub(in crate::server) echo: bool,
+    pub(in crate::server) has_logprobs: bool,
 }
 
 impl Choice {
-    pub(super) fn new(
+    pub(in crate::server) fn new(
         index: usize,
         common: &Common,
         prompt: &Arc<[u32]>,
@@ -81,7 +81,7 @@ impl Choice {
     }
 
     /// The pieces as they come, the last with its finish reason; an error's message ends them.
-    pub(super) fn into_pieces(self) -> impl Stream<Item = Result<Piece, String>> + Send {
+    pub(in crate::server) fn into_pieces(self) -> impl Stream<Item = Result<Piece, String>> + Send {
         stream::unfold(self, async |mut choice| choice.next().await.map(|piece| (piece, choice)))
     }
 
@@ -173,7 +173,7 @@ impl Choice {
 
 impl Piece {
     /// Appends the piece that follows this one.
-    pub(super) fn absorb(&mut self, next: Self) {
+    pub(in crate::server) fn absorb(&mut self, next: Self) {
         self.text.push_str(&next.text);
         self.entries.extend(next.entries);
         self.generated += next.generated;

@@ -1,31 +1,31 @@
 use serde::{Serialize, Serializer};
 
-use super::choice::Piece;
-use super::transcript::Entry;
+use crate::server::answer::choice::Piece;
+use crate::server::answer::transcript::Entry;
 
 /// The body of an answer, or of one chunk of it.
 #[derive(Debug, Serialize)]
-pub(super) struct Completion<'a> {
+pub(in crate::server) struct Completion<'a> {
     #[serde(flatten)]
-    pub(super) head: &'a Head,
-    pub(super) choices: Vec<ChoiceBody>,
+    pub(in crate::server) head: &'a Head,
+    pub(in crate::server) choices: Vec<ChoiceBody>,
     /// Left out, or null in the chunks of a stream whose last one has it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) usage: Option<Option<Usage>>,
+    pub(in crate::server) usage: Option<Option<Usage>>,
 }
 
 /// What every chunk of an answer repeats.
 #[derive(Debug, Serialize)]
-pub(super) struct Head {
-    pub(super) id: String,
-    pub(super) object: &'static str,
+pub(in crate::server) struct Head {
+    pub(in crate::server) id: String,
+    pub(in crate::server) object: &'static str,
     /// Seconds since 1970.
-    pub(super) created: u64,
-    pub(super) model: String,
+    pub(in crate::server) created: u64,
+    pub(in crate::server) model: String,
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct ChoiceBody {
+pub(in crate::server) struct ChoiceBody {
     index: usize,
     text: String,
     logprobs: Option<Logprobs>,
@@ -35,16 +35,16 @@ pub(super) struct ChoiceBody {
 /// Why a choice ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum FinishReason {
+pub(in crate::server) enum FinishReason {
     Stop,
     Length,
 }
 
 #[derive(Debug, Default, Clone, Copy, Serialize)]
-pub(super) struct Usage {
-    pub(super) prompt_tokens: usize,
-    pub(super) completion_tokens: usize,
-    pub(super) total_tokens: usize,
+pub(in crate::server) struct Usage {
+    pub(in crate::server) prompt_tokens: usize,
+    pub(in crate::server) completion_tokens: usize,
+    pub(in crate::server) total_tokens: usize,
 }
 
 /// Lists of equal length, an item a token.
@@ -61,13 +61,13 @@ struct Logprobs {
 struct TopLogprobs(Vec<(String, f32)>);
 
 impl Usage {
-    pub(super) fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
+    pub(in crate::server) fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
         Self { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
     }
 }
 
 impl ChoiceBody {
-    pub(super) fn new(piece: Piece, has_logprobs: bool) -> Self {
+    pub(in crate::server) fn new(piece: Piece, has_logprobs: bool) -> Self {
         let Piece { index, text, entries, finish, .. } = piece;
         Self { index, text, logprobs: has_logprobs.then(|| Logprobs::new(entries)), finish_reason: finish }
     }

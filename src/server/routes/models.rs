@@ -6,8 +6,8 @@ use axum::extract::{Path, State};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::App;
-use super::error::ApiError;
+use crate::server::App;
+use crate::server::wire::error::ApiError;
 use crate::table::Table;
 
 /// What a client is told of the model.
@@ -38,12 +38,12 @@ impl TableCard {
 }
 
 /// `GET /v1/models`.
-pub(super) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
+pub(in crate::server) async fn list(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({"object": "list", "data": [describe(&app)]}))
 }
 
 /// `GET /v1/models/{id}`.
-pub(super) async fn retrieve(
+pub(in crate::server) async fn retrieve(
     State(app): State<Arc<App>>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
@@ -67,7 +67,7 @@ fn describe(app: &App) -> Value {
 }
 
 /// `GET /health`: whether requests are served, and how many are; and whether the table can be trusted.
-pub(super) async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+pub(in crate::server) async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
     if !app.engine.is_alive() {
         return Err(ApiError::unavailable("the engine has stopped"));
     }

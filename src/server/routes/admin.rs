@@ -8,10 +8,10 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, Request};
 use serde_json::{Value, json};
 
-use super::App;
-use super::body::Fields;
-use super::error::ApiError;
 use super::models::TableCard;
+use crate::server::App;
+use crate::server::wire::body::Fields;
+use crate::server::wire::error::ApiError;
 
 /// What a proxy or a browser adds: the request comes from this machine, but whose it is nobody knows.
 const FROM_ELSEWHERE: [&str; 6] =
@@ -19,7 +19,7 @@ const FROM_ELSEWHERE: [&str; 6] =
 
 /// `POST /admin/table`: opens the table's file again, or the one of the field `path`, and serves it from then on if it
 /// fits the model. Requests under way go on; each of their steps uses one of the two.
-pub(super) async fn reload_table(
+pub(in crate::server) async fn reload_table(
     State(app): State<Arc<App>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     request: Request<Body>,

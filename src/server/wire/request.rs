@@ -9,7 +9,7 @@ use super::error::ApiError;
 use crate::engine::{Penalties, Sampling};
 
 /// The most choices of one request, samples of all its prompts together.
-pub(super) const MAX_CHOICES: usize = 128;
+pub(in crate::server) const MAX_CHOICES: usize = 128;
 
 /// The most tokens of which each position lists the log-probabilities.
 const MAX_LOGPROBS: i64 = 20;
@@ -20,25 +20,25 @@ const MAX_STOP_BYTES: usize = 1024;
 
 /// A request to `/v1/completions`, its fields checked one by one. What depends on the model is checked later.
 #[derive(Debug)]
-pub(super) struct CompletionRequest {
-    pub(super) model: Option<String>,
-    pub(super) prompts: Vec<Prompt>,
+pub(in crate::server) struct CompletionRequest {
+    pub(in crate::server) model: Option<String>,
+    pub(in crate::server) prompts: Vec<Prompt>,
     /// None: as many as is usual, or as fit.
-    pub(super) max_tokens: Option<usize>,
-    pub(super) sampling: Sampling,
+    pub(in crate::server) max_tokens: Option<usize>,
+    pub(in crate::server) sampling: Sampling,
     /// Samples of each prompt.
-    pub(super) n: usize,
-    pub(super) echo: bool,
-    pub(super) logprobs: Option<usize>,
-    pub(super) stop: Vec<String>,
-    pub(super) ignore_eos: bool,
-    pub(super) stream: bool,
-    pub(super) include_usage: bool,
+    pub(in crate::server) n: usize,
+    pub(in crate::server) echo: bool,
+    pub(in crate::server) logprobs: Option<usize>,
+    pub(in crate::server) stop: Vec<String>,
+    pub(in crate::server) ignore_eos: bool,
+    pub(in crate::server) stream: bool,
+    pub(in crate::server) include_usage: bool,
 }
 
 /// A prompt as the client wrote it.
 #[derive(Debug, PartialEq)]
-pub(super) enum Prompt {
+pub(in crate::server) enum Prompt {
     Text(String),
     Tokens(Vec<u32>),
 }
@@ -49,7 +49,7 @@ struct StreamOptions {
 }
 
 impl CompletionRequest {
-    pub(super) fn from_fields(mut fields: Fields) -> Result<Self, ApiError> {
+    pub(in crate::server) fn from_fields(mut fields: Fields) -> Result<Self, ApiError> {
         let prompts = parse_prompts(fields.take_value("prompt"))?;
         let n = take_integer(&mut fields, "n", 1..=MAX_CHOICES as i64)?.unwrap_or(1) as usize;
         if prompts.len() * n > MAX_CHOICES {

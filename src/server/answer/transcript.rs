@@ -2,28 +2,28 @@ use super::stops::StopStrings;
 
 /// A token as a choice's `logprobs` show it.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Entry {
-    pub(super) token: String,
+pub(in crate::server) struct Entry {
+    pub(in crate::server) token: String,
     /// None for the first token of a prompt.
-    pub(super) logprob: Option<f32>,
-    pub(super) top: Option<Vec<(String, f32)>>,
+    pub(in crate::server) logprob: Option<f32>,
+    pub(in crate::server) top: Option<Vec<(String, f32)>>,
     /// Where the token's text begins, in characters from the start of the choice's text.
-    pub(super) offset: usize,
+    pub(in crate::server) offset: usize,
 }
 
 /// What a choice may show next: text, and the tokens that begin in it.
 #[derive(Debug, Default, PartialEq)]
-pub(super) struct Released {
-    pub(super) text: String,
-    pub(super) entries: Vec<Entry>,
+pub(in crate::server) struct Released {
+    pub(in crate::server) text: String,
+    pub(in crate::server) entries: Vec<Entry>,
     /// A stop string was met: this is the last.
-    pub(super) is_stopped: bool,
+    pub(in crate::server) is_stopped: bool,
 }
 
 /// The text of one choice as it grows. It holds back what may turn out to be a stop string, so that nothing is released
 /// that has to be taken back: all releases together are the text, cut before the first stop string.
 #[derive(Debug)]
-pub(super) struct Transcript {
+pub(in crate::server) struct Transcript {
     stops: StopStrings,
     held: String,
     /// Characters before `held`, and before its end.
@@ -34,25 +34,25 @@ pub(super) struct Transcript {
 }
 
 impl Transcript {
-    pub(super) fn new(stops: StopStrings) -> Self {
+    pub(in crate::server) fn new(stops: StopStrings) -> Self {
         Self { stops, held: String::new(), released: 0, end: 0, entries: Vec::new() }
     }
 
     /// Adds a token's text, in which no stop string is looked for: the prompt's, which is echoed. It goes out with the
     /// next [`Self::release`].
-    pub(super) fn echo(&mut self, text: &str, entry: Option<Entry>) {
+    pub(in crate::server) fn echo(&mut self, text: &str, entry: Option<Entry>) {
         self.append(text, entry);
     }
 
     /// Releases what [`Self::echo`] took.
-    pub(super) fn release(&mut self) -> Released {
+    pub(in crate::server) fn release(&mut self) -> Released {
         let entries = std::mem::take(&mut self.entries);
         self.released = self.end;
         Released { text: std::mem::take(&mut self.held), entries, is_stopped: false }
     }
 
     /// Adds the text that a generated token has made certain, with the token if its log-probability is to be shown.
-    pub(super) fn push(&mut self, text: &str, entry: Option<Entry>) -> Released {
+    pub(in crate::server) fn push(&mut self, text: &str, entry: Option<Entry>) -> Released {
         self.append(text, entry);
         if let Some(stopped) = self.cut() {
             return stopped;
@@ -65,7 +65,7 @@ impl Transcript {
     }
 
     /// Adds the last of the text and releases all that is held: no stop string can come any more.
-    pub(super) fn finish(&mut self, text: &str) -> Released {
+    pub(in crate::server) fn finish(&mut self, text: &str) -> Released {
         self.append(text, None);
         self.cut().unwrap_or_else(|| self.release())
     }

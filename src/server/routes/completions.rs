@@ -8,36 +8,26 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::{BoxStream, select_all};
+use futures_util::stream::select_all;
 use futures_util::{StreamExt, TryStreamExt};
 
-use super::App;
-use super::body::Fields;
-use super::choice::{Choice, Common, Piece};
-use super::error::ApiError;
-use super::request::{CompletionRequest, Prompt};
-use super::response::{ChoiceBody, Completion, Head, Usage};
-use super::stops::StopStrings;
-use super::stream::stream;
-use super::transcript::Transcript;
 use crate::engine::{self, Sampling};
+use crate::server::App;
+use crate::server::answer::Answer;
+use crate::server::answer::choice::{Choice, Common, Piece};
+use crate::server::answer::stops::StopStrings;
+use crate::server::answer::stream::stream;
+use crate::server::answer::transcript::Transcript;
+use crate::server::wire::body::Fields;
+use crate::server::wire::error::ApiError;
+use crate::server::wire::request::{CompletionRequest, Prompt};
+use crate::server::wire::response::{ChoiceBody, Completion, Head, Usage};
 
 /// How many tokens a request gets that does not say how many it wants.
 const DEFAULT_MAX_TOKENS: usize = 16;
 
-/// The pieces of all of a request's choices, as they come.
-pub(super) type Pieces = BoxStream<'static, Result<Piece, String>>;
-
-/// An answer under way.
-pub(super) struct Answer {
-    pub(super) head: Head,
-    pub(super) pieces: Pieces,
-    pub(super) prompt_tokens: usize,
-    pub(super) has_logprobs: bool,
-}
-
 /// `POST /v1/completions`.
-pub(super) async fn create(
+pub(in crate::server) async fn create(
     State(app): State<Arc<App>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
@@ -156,6 +146,6 @@ fn next_id() -> String {
     format!("cmpl-{:016x}{:08x}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
-pub(super) fn seconds() -> u64 {
+pub(in crate::server) fn seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -2,9 +2,9 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
 
-use super::completions::Answer;
-use super::error::ApiError;
-use super::response::{ChoiceBody, Completion, Usage};
+use super::Answer;
+use crate::server::wire::error::ApiError;
+use crate::server::wire::response::{ChoiceBody, Completion, Usage};
 
 /// What a stream sends next.
 enum Next {
@@ -28,7 +28,7 @@ struct Streamed {
 
 /// Answers with a chunk for each piece, then usage if it was asked for, then `[DONE]`. An error is sent as an event, after
 /// which nothing follows.
-pub(super) fn stream(answer: Answer, include_usage: bool) -> Response {
+pub(in crate::server) fn stream(answer: Answer, include_usage: bool) -> Response {
     let streamed = Streamed { answer, include_usage, completion_tokens: 0, next: Next::Chunks };
     let events =
         stream::unfold(streamed, async |mut streamed| streamed.next().await.map(|event| (event, streamed)));

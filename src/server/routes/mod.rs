@@ -1,0 +1,5 @@
+//! One file an address: what is done for a request to it.
+
+pub(in crate::server) mod admin;
+pub(in crate::server) mod completions;
+pub(in crate::server) mod models;
