@@ -19,7 +19,7 @@ use super::table_watch::{reload_on_hangup, watch};
 use crate::engine::{Config, Engine, EngineHandle};
 use crate::kernels::simd::Level;
 use crate::model::LiveTable;
-use crate::server::{self, App, ModelCard};
+use crate::server::{self, App, ModelCard, Observe};
 use crate::table::MetricsSnapshot;
 
 /// Serves a model over HTTP, with OpenAI's completion endpoint.
@@ -116,7 +116,14 @@ pub fn run(args: &Args) -> Result<()> {
     eprint!("{}", describe(&card.id, &info, table.as_deref(), &engine.handle(), args.max_sequences));
     let stop_tokens = info.stop_tokens;
     let tokenizer = Arc::new(tokenizer);
-    let app = App { engine: engine.handle(), tokenizer, card, table: table.clone(), stop_tokens };
+    let app = App {
+        engine: engine.handle(),
+        tokenizer,
+        card,
+        table: table.clone(),
+        stop_tokens,
+        observe: Observe::new(),
+    };
     runtime.block_on(serve(listener, app))?;
     tracing::info!("engine: {}", engine.handle().counters());
     if let Some(live) = &table {

@@ -9,6 +9,7 @@
 //! needs to free its places.
 
 mod answer;
+mod observe;
 mod routes;
 mod wire;
 
@@ -29,6 +30,7 @@ use crate::tokenizer::Tokenizer;
 use routes::{admin, completions, models};
 use wire::error::ApiError;
 
+pub use observe::Observe;
 pub use routes::models::{ModelCard, TableCard};
 
 /// How long answers that are under way may take to finish after the signal to stop.
@@ -47,6 +49,8 @@ pub struct App {
     pub table: Option<Arc<LiveTable>>,
     /// Tokens that end a completion unless `ignore_eos` is set.
     pub stop_tokens: Vec<u32>,
+    /// What is counted and logged of requests.
+    pub observe: Arc<Observe>,
 }
 
 /// Serves until `shutdown` completes; then takes no more connections and returns when all answers under way are finished,
