@@ -6,6 +6,7 @@ use axum::http::Extensions;
 
 use super::metrics::{Metrics, REASONS};
 use super::{Observe, Record};
+use crate::table::Table;
 
 /// Watches one HTTP request that is handed to the engine.
 #[derive(Debug)]
@@ -31,8 +32,9 @@ impl Watch {
         extensions: &Extensions,
         kind: &'static str,
     ) -> Self {
-        let record = extensions.get::<Arc<Record>>().cloned();
-        let record = record.unwrap_or_else(|| Arc::new(Record::new(observe, String::new(), String::new())));
+        // Without the layer the request is still counted, under no name.
+        let unnamed = || Arc::new(Record::new(observe, String::new(), "other", String::new()));
+        let record = extensions.get::<Arc<Record>>().cloned().unwrap_or_else(unnamed);
         // The first to say so is right: there is one watch a request.
         let _ = record.kind.set(kind);
         Self { record }
@@ -41,6 +43,13 @@ impl Watch {
     /// How many tokens all its prompts have together, each prompt once however many samples are taken of it.
     pub(in crate::server) fn prompt(&self, tokens: usize) {
         self.record.prompt_tokens.store(tokens as u64, Ordering::Relaxed);
+    }
+
+    /// Notes how many tokens of the prompts end an f-gram of the table.
+    pub(in crate::server) fn matches<'a>(&self, table: &Table, prompts: impl IntoIterator<Item = &'a [u32]>) {
+        let index = table.index();
+        let found = index.matches_of(prompts.into_iter().map(|prompt| (prompt, 0)));
+        let _ = self.record.matched.set(found.iter().flatten().count() as u64);
     }
 
     /// To be called for each sequence as soon as the engine has it.
@@ -67,7 +76,10 @@ impl ChoiceWatch {
         self.started = Some(now);
         self.metrics().queue_time.add(now - self.submitted);
         self.record.cached_tokens.fetch_add(cached_tokens as u64, Ordering::Relaxed);
-        let _ = self.record.queued.set(now - self.record.start);
+        let _ = self.record.queued.set(now - self.submitted);
+        if !self.record.has_started.swap(true, Ordering::Relaxed) {
+            self.metrics().prompt_tokens.add(self.record.prompt_tokens.load(Ordering::Relaxed));
+        }
     }
 
     /// A token was generated.

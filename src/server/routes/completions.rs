@@ -69,6 +69,9 @@ fn begin(app: &App, request: &CompletionRequest, watch: &Watch) -> Result<Answer
         .collect::<Result<Vec<_>, ApiError>>()?;
     watch.prompt(prompts.iter().map(|prompt| prompt.len()).sum());
     let receivers = app.engine.submit(requests)?;
+    if let Some(live) = &app.table {
+        watch.matches(&live.get(), prompts.iter().map(|prompt| &**prompt));
+    }
 
     let common = Common {
         tokenizer: Arc::clone(&app.tokenizer),
