@@ -31,6 +31,8 @@ use crate::tokenizer::Tokenizer;
 use routes::{admin, completions, models};
 use wire::error::ApiError;
 
+#[cfg(feature = "otel")]
+pub use observe::Traces;
 pub use observe::{Observe, names};
 pub use routes::models::{ModelCard, TableCard};
 
