@@ -49,6 +49,7 @@ async fn start(directory: &ModelDirectory, placement: Placement) -> Server {
         card: ModelCard { id: "tiny".into(), created: 1 },
         table: live.clone(),
         stop_tokens: vec![],
+        guard: Arc::default(),
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -6,6 +6,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::transcript::{Entry, Released, Transcript};
 use crate::engine::{Event, Finish, Score};
+use crate::server::wire::error::ApiError;
 use crate::server::wire::response::FinishReason;
 use crate::tokenizer::{Decoder, Tokenizer};
 
@@ -80,20 +81,20 @@ impl Choice {
         }
     }
 
-    /// The pieces as they come, the last with its finish reason; an error's message ends them.
-    pub(in crate::server) fn into_pieces(self) -> impl Stream<Item = Result<Piece, String>> + Send {
+    /// The pieces as they come, the last with its finish reason; an error ends them.
+    pub(in crate::server) fn into_pieces(self) -> impl Stream<Item = Result<Piece, ApiError>> + Send {
         stream::unfold(self, async |mut choice| choice.next().await.map(|piece| (piece, choice)))
     }
 
-    async fn next(&mut self) -> Option<Result<Piece, String>> {
+    async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
         loop {
             let piece = match self.events.as_mut()?.recv().await {
                 Some(Event::Started { .. }) => continue,
                 Some(Event::Prompt(scores)) => self.echo(scores),
                 Some(Event::Token { id, score }) => self.token(id, score),
                 Some(Event::Done(finish)) => self.done(finish),
-                Some(Event::Failed(message)) => return self.fail(message),
-                None => return self.fail("the engine has died".into()),
+                Some(Event::Failed(failure)) => return self.fail(failure.into()),
+                None => return self.fail(ApiError::internal("the engine has died")),
             };
             if !piece.text.is_empty() || !piece.entries.is_empty() || piece.finish.is_some() {
                 return Some(Ok(piece));
@@ -103,9 +104,9 @@ impl Choice {
         }
     }
 
-    fn fail(&mut self, message: String) -> Option<Result<Piece, String>> {
+    fn fail(&mut self, error: ApiError) -> Option<Result<Piece, ApiError>> {
         self.events = None;
-        Some(Err(message))
+        Some(Err(error))
     }
 
     /// The prompt, with its scores if there are any, if it is to be echoed and has not been.

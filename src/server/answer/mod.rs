@@ -7,11 +7,12 @@ pub(in crate::server) mod transcript;
 
 use futures_util::stream::BoxStream;
 
+use super::wire::error::ApiError;
 use super::wire::response::Head;
 use choice::Piece;
 
 /// The pieces of all of a request's choices, as they come.
-pub(in crate::server) type Pieces = BoxStream<'static, Result<Piece, String>>;
+pub(in crate::server) type Pieces = BoxStream<'static, Result<Piece, ApiError>>;
 
 /// An answer under way.
 pub(in crate::server) struct Answer {

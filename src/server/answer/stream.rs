@@ -3,7 +3,6 @@ use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
 
 use super::Answer;
-use crate::server::wire::error::ApiError;
 use crate::server::wire::response::{ChoiceBody, Completion, Usage};
 
 /// What a stream sends next.
@@ -44,9 +43,9 @@ impl Streamed {
                     self.completion_tokens += piece.generated;
                     return Some(self.chunk(vec![ChoiceBody::new(piece, self.answer.has_logprobs)], None));
                 }
-                Some(Err(message)) => {
+                Some(Err(error)) => {
                     self.next = Next::End;
-                    return Some(Event::default().json_data(ApiError::internal(message).body()));
+                    return Some(Event::default().json_data(error.body()));
                 }
                 None => self.next = if self.include_usage { Next::Usage } else { Next::Done },
             }

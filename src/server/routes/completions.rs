@@ -127,7 +127,7 @@ fn max_tokens(asked: Option<usize>, prompt: usize, context: usize) -> Result<usi
 async fn whole(answer: Answer) -> Result<Response, ApiError> {
     let Answer { head, mut pieces, prompt_tokens, has_logprobs } = answer;
     let mut choices: Vec<Piece> = Vec::new();
-    while let Some(piece) = pieces.try_next().await.map_err(ApiError::internal)? {
+    while let Some(piece) = pieces.try_next().await? {
         match choices.iter_mut().find(|choice| choice.index == piece.index) {
             Some(choice) => choice.absorb(piece),
             None => choices.push(piece),

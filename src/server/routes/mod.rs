@@ -2,4 +2,5 @@
 
 pub(in crate::server) mod admin;
 pub(in crate::server) mod completions;
+pub(in crate::server) mod health;
 pub(in crate::server) mod models;
