@@ -167,6 +167,7 @@ fn any_config() -> impl Strategy<Value = Config> {
             max_queue: 1000,
             prefix_cache,
             speculate,
+            ..Config::default()
         },
     )
 }

@@ -203,14 +203,14 @@ async fn a_signal_under_load_loses_no_request_that_was_let_in() {
     let client = Client::new();
     let url = format!("{}/v1/completions", process.url);
     let ask = async |i: usize| {
-        let body = json!({"prompt": "Once upon a time", "max_tokens": 200 + i, "ignore_eos": true, "stream": i % 2 == 0});
+        let body = json!({"prompt": "Once upon a time", "max_tokens": 200 + i, "ignore_eos": true, "stream": i.is_multiple_of(2)});
         let response = client.post(&url).json(&body).send().await.unwrap();
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
             return false;
         }
         assert_eq!(response.status(), StatusCode::OK);
         let text = response.text().await.unwrap();
-        if i % 2 == 0 {
+        if i.is_multiple_of(2) {
             assert!(text.trim_end().ends_with("data: [DONE]"), "{text}");
         } else {
             let answer: Value = serde_json::from_str(&text).unwrap();
