@@ -170,13 +170,10 @@ async fn every_address_and_method_is_there_and_no_other() {
             let request = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
             let response = server.client.request(request, url).send().await.unwrap();
             if methods.contains_key(method) {
-                if path == "/ready" && response.status() == 404 {
-                    continue;
-                }
                 let status = document.check(path, method, response).await;
                 let is_refused = path == "/admin/table" && status == 404;
                 assert!(status == 400 || status == 200 || is_refused, "{method} {path}: {status}");
-            } else if path != "/ready" {
+            } else {
                 assert_eq!(response.status(), 405, "{method} {path}");
                 let allowed = response.headers()["allow"].to_str().unwrap().to_lowercase();
                 let allowed: Vec<&str> = allowed.split(',').filter(|method| *method != "head").collect();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use reqwest::Client;
+use scone::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 const SCONE: &str = env!("CARGO_BIN_EXE_scone");
@@ -169,6 +170,88 @@ async fn scores_through_the_endpoint_are_those_of_eval() {
     let nll = -sum / (scores.len() - 1) as f64;
     assert_eq!(eval["tokens"], scores.len());
     assert!((nll - eval["nll"].as_f64().expect("a number")).abs() < 1e-4, "{nll} and {eval}");
+}
+
+/// The sum of the log-probabilities of the last tokens of a text as the endpoint gives them, and whether each is the likeliest.
+async fn score(client: &Client, url: &str, tokens: &[u32], last: usize) -> (f64, bool) {
+    let body = json!({"prompt": tokens, "max_tokens": 0, "echo": true, "logprobs": 1});
+    let answer = complete(client, url, &body).await;
+    let logprobs = &answer["choices"][0]["logprobs"];
+    let (mut sum, mut is_greedy) = (0.0, true);
+    for i in tokens.len() - last..tokens.len() {
+        let own = logprobs["token_logprobs"][i].as_f64().expect("a number");
+        let top = logprobs["top_logprobs"][i].as_object().expect("an object");
+        sum += own;
+        is_greedy &= top.values().all(|other| other.as_f64() <= Some(own));
+    }
+    (sum, is_greedy)
+}
+
+#[tokio::test]
+async fn likelihoods_without_a_server_are_those_through_the_endpoint() {
+    let tokenizer = Tokenizer::from_file(cards().join("default/tokenizer.json")).expect("the tokenizer");
+    let encode = |text: &str| tokenizer.encode(text).expect("tokens");
+    let eos = tokenizer.eos().expect("an end of text");
+    let long = "He went on and on, through rain and snow, and never once looked back. ".repeat(40);
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let file = directory.path().join("lines.jsonl");
+    let path = file.to_str().expect("UTF-8");
+    let server = Server::start();
+    let client = client();
+
+    let pairs =
+        [("The old man", " and the sea"), ("of  ", "the"), ("", "Once upon a time"), (&long, " of the")];
+    let lines = pairs
+        .map(|(context, continuation)| json!({"context": context, "continuation": continuation}).to_string());
+    std::fs::write(&file, lines.join("\n")).expect("a writable directory");
+    // The endpoint takes 512 tokens, what is scored among them.
+    let output = scone(&["eval", "--pairs", path, "--context", "511"]);
+    let found: Vec<Value> = output
+        .stdout
+        .split_inclusive(|&byte| byte == b'\n')
+        .map(|line| serde_json::from_slice(line).expect("JSON"))
+        .collect();
+    assert_eq!(found.len(), pairs.len(), "{}", String::from_utf8_lossy(&output.stderr));
+    for ((context, continuation), found) in pairs.iter().zip(found) {
+        let whole = encode(&format!("{context}{continuation}"));
+        let before = encode(context.trim_end()).len();
+        let scored = whole.len() - before;
+        let mut tokens = if context.is_empty() { [vec![eos], whole].concat() } else { whole };
+        tokens.drain(..tokens.len().saturating_sub(512));
+        let (sum, is_greedy) = score(&client, &server.url, &tokens, scored).await;
+        assert_eq!((&found["tokens"], &found["is_greedy"]), (&json!(scored), &json!(is_greedy)));
+        let difference = (sum - found["loglikelihood"].as_f64().expect("a number")).abs();
+        assert!(difference < 1e-4 * scored as f64, "{difference} {found}");
+    }
+
+    let texts = ["It was a dark and stormy night; the rain fell in torrents.", "The end.", &long[..400]];
+    let lines = texts.map(|text| json!({"text": text}).to_string());
+    std::fs::write(&file, lines.join("\n")).expect("a writable directory");
+    let output = scone(&["eval", "--rolling", "--text", path, "--context", "10", "--json"]);
+    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let mut all = 0.0;
+    for (i, text) in texts.iter().enumerate() {
+        let tokens = [vec![eos], encode(text)].concat();
+        let mut sum = 0.0;
+        for first in (1..tokens.len()).step_by(10) {
+            let end = tokens.len().min(first + 10);
+            let start = if first == 1 { 0 } else { end - 11 };
+            sum += score(&client, &server.url, &tokens[start..end], end - first).await.0;
+        }
+        let difference = (sum - found["loglikelihoods"][i].as_f64().expect("a number")).abs();
+        assert!(difference < 1e-4 * tokens.len() as f64, "{difference} {found}");
+        all += sum;
+    }
+    let bytes: usize = texts.iter().map(|text| text.len()).sum();
+    let words: usize = texts.iter().map(|text| text.split(' ').count()).sum();
+    for (name, expected) in [
+        ("bits_per_byte", -all / bytes as f64 / std::f64::consts::LN_2),
+        ("byte_perplexity", (-all / bytes as f64).exp()),
+        ("word_perplexity", (-all / words as f64).exp()),
+    ] {
+        let found = found[name].as_f64().expect("a number");
+        assert!((found / expected - 1.0).abs() < 1e-3, "{name} {found} {expected}");
+    }
 }
 
 #[tokio::test]

@@ -120,7 +120,7 @@ impl Choice {
                 Some(Event::Prompt(scores)) => self.echo(scores, &mut piece),
                 Some(Event::Token { id, score }) => self.token(id, score, &mut piece),
                 Some(Event::Done(finish)) => self.done(finish, &mut piece),
-                Some(Event::Failed(message)) => return self.fail(ApiError::internal(message)),
+                Some(Event::Failed(failure)) => return self.fail(failure.into()),
                 None => return self.fail(ApiError::internal("the engine has died")),
             }
         }
