@@ -44,7 +44,7 @@ fn what_templates_call_is_there() {
     for (template, expected) in [
         ("{{ bos_token }}{{ messages[0].content.strip() }}{{ eos_token }}", "<s>a b</s>"),
         ("{{ messages[-1]['content'].split('</think>')[-1] }}", "y"),
-        ("{{ messages[1:] | length }}{{ messages[0].role.startswith('us') }}", "1true"),
+        ("{{ messages[1:] | length }}{{ messages[0].role.startswith('us') }}", "1True"),
         (
             "{% for m in messages %}\n  {%- if loop.last %}{% break %}{% endif %}\n{{ m.role }}\n{% endfor %}",
             "user\n",
@@ -55,7 +55,7 @@ fn what_templates_call_is_there() {
             "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
             "2",
         ),
-        ("{{ strftime_now('%Y') | length }}{{ tools is defined and tools }}", "4false"),
+        ("{{ strftime_now('%Y') | length }}{{ tools is defined and tools }}", "4False"),
         ("{% for key, value in messages[0].items() %}{{ key }} {% endfor %}", "content role "),
         ("{%- generation %}{{ messages[0].role }}{% endgeneration -%}\n!", "user!"),
         ("{% macro say(m) %}[{{ m.role }}]{% endmacro %}{{ say(messages[0]) }}", "[user]"),
@@ -88,5 +88,5 @@ fn a_request_adds_variables_and_replaces_none() {
     let chat = chat("{{ thinking }} {{ bos_token }}");
     let messages = json!([{"role": "user"}]);
     let rendered = chat.render(&conversation(messages, json!({"thinking": true, "bos_token": "no"})));
-    assert_eq!(rendered.unwrap(), "true <s>");
+    assert_eq!(rendered.unwrap(), "True <s>");
 }
