@@ -1,10 +1,12 @@
 //! The model in the repository, as people get it: its table is whole and its own, and it serves.
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+#[path = "common/process.rs"]
+mod process;
 
-use reqwest::Client;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use process::Process;
 use serde_json::{Value, json};
 
 const SCONE: &str = env!("CARGO_BIN_EXE_scone");
@@ -80,53 +82,9 @@ fn size(directory: &Path) -> u64 {
         .sum()
 }
 
-/// `scone serve`, ended with the test.
-struct Server {
-    child: Child,
-    url: String,
-}
-
-impl Server {
-    fn start() -> Self {
-        let mut child = Command::new(SCONE)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the program starts");
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("a line");
-        let url = line.trim().strip_prefix("listening on ").expect("where it listens").to_owned();
-        Self { child, url }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It has ended by itself where this fails.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A client that goes to the server itself. reqwest comes without a provider for TLS and wants one all the same.
-fn client() -> Client {
-    // An error says only that another test of this program was first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    Client::builder().no_proxy().build().expect("a client")
-}
-
-async fn complete(client: &Client, url: &str, body: &Value) -> Value {
-    let answer = client.post(format!("{url}/v1/completions")).json(body).send().await.expect("an answer");
-    assert!(answer.status().is_success(), "{}", answer.status());
-    answer.json().await.expect("JSON")
-}
-
 #[tokio::test]
 async fn greedy_completions_do_not_change_with_what_runs_beside_them() {
-    let server = Server::start();
-    let client = client();
+    let server = Process::start(&[]);
     let prompts = [
         "The old man",
         "It was a dark and stormy night; the rain fell in torrents, except at occasional intervals",
@@ -137,12 +95,10 @@ async fn greedy_completions_do_not_change_with_what_runs_beside_them() {
     let request = |prompt: &str| json!({"prompt": prompt, "max_tokens": 40, "temperature": 0, "ignore_eos": true, "logprobs": 2});
     let mut alone = Vec::new();
     for prompt in prompts {
-        alone.push(complete(&client, &server.url, &request(prompt)).await["choices"][0].clone());
+        alone.push(server.complete(&request(prompt)).await["choices"][0].clone());
     }
     let requests: Vec<Value> = (0..3).flat_map(|_| prompts).map(request).collect();
-    let together =
-        futures_util::future::join_all(requests.iter().map(|body| complete(&client, &server.url, body)))
-            .await;
+    let together = futures_util::future::join_all(requests.iter().map(|body| server.complete(body))).await;
     for (i, answer) in together.iter().enumerate() {
         // Text and log-probabilities, to the last bit.
         assert_eq!(answer["choices"][0], alone[i % prompts.len()]);
@@ -159,10 +115,9 @@ async fn scores_through_the_endpoint_are_those_of_eval() {
     let output = scone(&["eval", "--json", "--text", file.to_str().expect("UTF-8")]);
     let eval: Value = serde_json::from_slice(&output.stdout).expect("JSON");
 
-    let server = Server::start();
-    let client = client();
+    let server = Process::start(&[]);
     let body = json!({"prompt": text, "max_tokens": 0, "echo": true, "logprobs": 0});
-    let answer = complete(&client, &server.url, &body).await;
+    let answer = server.complete(&body).await;
     let scores = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().expect("scores");
     assert!(scores[0].is_null());
     let sum: f64 = scores[1..].iter().map(|score| score.as_f64().expect("a number")).sum();

@@ -47,7 +47,10 @@ fn body(i: usize) -> Value {
 async fn ask(server: &Process, i: usize) {
     let get = async |path: &str| server.client.get(format!("{}{path}", server.url)).send().await.unwrap();
     match i % 20 {
-        16 => assert_eq!(get("/v1/models").await.status(), StatusCode::OK),
+        16 => {
+            let path = ["/v1/models", "/metrics", "/health", "/ready", "/openapi.json"][i / 20 % 5];
+            assert_eq!(get(path).await.status(), StatusCode::OK, "{path}");
+        }
         17 => assert_eq!(get(&format!("/nothing/{i}")).await.status(), StatusCode::NOT_FOUND),
         18 => {
             let wrong = json!({"prompt": PROMPTS[0], "temperature": -1, "user": i.to_string()});
