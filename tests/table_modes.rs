@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use reqwest::{Client, StatusCode};
 use scone::engine::{Config, Engine};
 use scone::model::{LiveTable, ModelDirectory, Shard, build_table};
-use scone::server::{self, App, ModelCard};
+use scone::server::{self, App, ModelCard, Observe};
 use scone::table::{DirectReads, Placement, RowFormat, RowType};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -49,6 +49,7 @@ async fn start(directory: &ModelDirectory, placement: Placement) -> Server {
         card: ModelCard { id: "tiny".into(), created: 1 },
         table: live.clone(),
         stop_tokens: vec![],
+        observe: Observe::new(),
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

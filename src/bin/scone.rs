@@ -1,11 +1,9 @@
 //! The program: parse, set up logging, call the sub-command.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use scone::cli::{bench, eval, explain, generate, serve, table};
-use tracing_subscriber::EnvFilter;
+use scone::cli::{bench, eval, explain, generate, log, serve, table};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -29,21 +27,24 @@ enum Command {
     Bench(bench::Args),
 }
 
+/// A server is told how to log, and starts it itself; the other commands log as little as they always do.
+fn start_logging(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(_) => Ok(()),
+        _ => log::Logging::default().start(),
+    }
+}
+
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_env("SCONE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    let result = match Cli::parse().command {
+    let cli = Cli::parse();
+    let result = start_logging(&cli.command).and_then(|()| match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Table(args) => table::run(&args),
         Command::Bench(args) => bench::run(&args),
-    };
+    });
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

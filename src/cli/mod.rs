@@ -8,6 +8,7 @@ pub mod eval;
 pub mod explain;
 pub mod fit;
 pub mod generate;
+pub mod log;
 pub mod mine;
 mod open_model;
 pub mod prepare;

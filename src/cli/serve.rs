@@ -13,13 +13,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::DEFAULT_MODEL;
 use super::bytes::parse_bytes;
 use super::compute::{Compute, Room};
+use super::log::Logging;
 use super::open_model::{ModelInfo, Opened, open_model};
 use super::table_mode::TableMode;
 use super::table_watch::{reload_on_hangup, watch};
 use crate::engine::{Config, Engine, EngineHandle};
 use crate::kernels::simd::Level;
 use crate::model::LiveTable;
-use crate::server::{self, App, ModelCard};
+use crate::server::{self, App, ModelCard, Observe};
 use crate::table::MetricsSnapshot;
 
 /// Serves a model over HTTP, with OpenAI's completion endpoint.
@@ -66,6 +67,8 @@ pub struct Args {
     compute: Compute,
     #[command(flatten)]
     steps: Steps,
+    #[command(flatten)]
+    logging: Logging,
 }
 
 /// What a step of the engine does.
@@ -92,6 +95,7 @@ struct Steps {
 /// # Errors
 /// If the address cannot be listened on or the model cannot be loaded.
 pub fn run(args: &Args) -> Result<()> {
+    args.logging.start()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // Before the model is loaded: that the port is taken should not have to be waited for.
     let listener = runtime.block_on(TcpListener::bind(&args.listen)).with_context(|| {
@@ -116,7 +120,14 @@ pub fn run(args: &Args) -> Result<()> {
     eprint!("{}", describe(&card.id, &info, table.as_deref(), &engine.handle(), args.max_sequences));
     let stop_tokens = info.stop_tokens;
     let tokenizer = Arc::new(tokenizer);
-    let app = App { engine: engine.handle(), tokenizer, card, table: table.clone(), stop_tokens };
+    let app = App {
+        engine: engine.handle(),
+        tokenizer,
+        card,
+        table: table.clone(),
+        stop_tokens,
+        observe: Observe::new(),
+    };
     runtime.block_on(serve(listener, app))?;
     tracing::info!("engine: {}", engine.handle().counters());
     if let Some(live) = &table {

@@ -1,10 +1,17 @@
 use std::fmt;
+use std::time::Duration;
 
 /// What the engine has done since it was started, and how full its cache is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Forward passes.
     pub steps: u64,
+    /// Tokens that these computed: of prompts, generated ones, and drafts.
+    pub step_tokens: u64,
+    /// How long they and the sampling after them took.
+    pub step_time: Duration,
+    /// Tokens of the prompts of sequences that got a place.
+    pub prompt_tokens: u64,
     /// Tokens that were not computed because another request began with the same.
     pub cached_tokens: u64,
     /// How often a sequence had to give its place in the cache up for a while.

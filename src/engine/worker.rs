@@ -122,6 +122,7 @@ impl Worker {
                 break;
             };
             if is_first {
+                self.counters.prompt_tokens += rest[0].len() as u64;
                 self.counters.cached_tokens += cached as u64;
             }
         }
@@ -200,6 +201,8 @@ impl Worker {
             }
         }
         self.counters.steps += 1;
+        self.counters.step_tokens += tokens as u64;
+        self.counters.step_time += start.elapsed();
         if is_fine {
             let kind = match (reads_prompts, has_drafts) {
                 (true, _) => Kind::Reading,

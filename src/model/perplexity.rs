@@ -8,7 +8,7 @@ use super::{Model, ModelError, Piece};
 use crate::kernels::BLOCK;
 
 /// Tokens of one forward pass: their logits are the largest thing in memory.
-const BATCH_TOKENS: usize = 512;
+pub(super) const BATCH_TOKENS: usize = 512;
 
 /// What [`perplexity`] measured.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -151,7 +151,7 @@ fn loss_of_all(model: &Model, logits: &[f32], targets: &[u32]) -> f64 {
 }
 
 /// The negative log-likelihood of a token, in nats.
-fn loss(logits: &[f32], token: u32) -> f64 {
+pub(super) fn loss(logits: &[f32], token: u32) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
     sum.ln() + f64::from(max) - f64::from(logits[token as usize])

@@ -9,6 +9,7 @@
 //! needs to free its places.
 
 mod answer;
+mod observe;
 mod routes;
 mod wire;
 
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::{Method, Uri};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
@@ -29,6 +31,7 @@ use crate::tokenizer::Tokenizer;
 use routes::{admin, completions, models};
 use wire::error::ApiError;
 
+pub use observe::{Observe, names};
 pub use routes::models::{ModelCard, TableCard};
 
 /// How long answers that are under way may take to finish after the signal to stop.
@@ -47,6 +50,8 @@ pub struct App {
     pub table: Option<Arc<LiveTable>>,
     /// Tokens that end a completion unless `ignore_eos` is set.
     pub stop_tokens: Vec<u32>,
+    /// What is counted and logged of requests.
+    pub observe: Arc<Observe>,
 }
 
 /// Serves until `shutdown` completes; then takes no more connections and returns when all answers under way are finished,
@@ -81,15 +86,18 @@ pub async fn run(
 }
 
 fn router(app: App) -> Router {
+    let observed = from_fn_with_state(Arc::clone(&app.observe), observe::layer);
     Router::new()
         .route("/v1/completions", post(completions::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/health", get(models::health))
+        .route("/metrics", get(observe::scrape))
         .route("/admin/table", post(admin::reload_table))
         .fallback(|uri: Uri| async move { ApiError::unknown_path(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             ApiError::wrong_method(&method, uri.path())
         })
+        .layer(observed)
         .with_state(Arc::new(app))
 }

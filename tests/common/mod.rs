@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
 use scone::engine::{Config, Engine, EngineHandle, Forward, ForwardError, Piece};
-use scone::server::{self, App, ModelCard};
+use scone::server::{self, App, ModelCard, Observe};
 use scone::tokenizer::{Tokenizer, train_bpe};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -244,6 +244,7 @@ pub async fn start_with(model: HashModel, max_queue: usize) -> Server {
         card: ModelCard { id: MODEL.into(), created: 1 },
         table: None,
         stop_tokens: vec![0],
+        observe: Observe::new(),
     };
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(server::run(listener, app, async move {

@@ -6,6 +6,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::transcript::{Entry, Released, Transcript};
 use crate::engine::{Event, Finish, Score};
+use crate::server::observe::ChoiceWatch;
 use crate::server::wire::response::FinishReason;
 use crate::tokenizer::{Decoder, Tokenizer};
 
@@ -29,6 +30,7 @@ pub(in crate::server) struct Choice {
     has_logprobs: bool,
     /// Tokens generated since the last piece.
     generated: usize,
+    watch: ChoiceWatch,
 }
 
 /// What a choice has to say next.
@@ -59,6 +61,7 @@ impl Choice {
         prompt: &Arc<[u32]>,
         transcript: Transcript,
         events: UnboundedReceiver<Event>,
+        watch: ChoiceWatch,
     ) -> Self {
         let tokenizer = Arc::clone(&common.tokenizer);
         let mut decoder = Decoder::new(Arc::clone(&tokenizer));
@@ -77,6 +80,7 @@ impl Choice {
             echo: common.echo.then(|| Arc::clone(prompt)),
             has_logprobs: common.has_logprobs,
             generated: 0,
+            watch,
         }
     }
 
@@ -88,7 +92,10 @@ impl Choice {
     async fn next(&mut self) -> Option<Result<Piece, String>> {
         loop {
             let piece = match self.events.as_mut()?.recv().await {
-                Some(Event::Started { .. }) => continue,
+                Some(Event::Started { cached_tokens }) => {
+                    self.watch.started(cached_tokens);
+                    continue;
+                }
                 Some(Event::Prompt(scores)) => self.echo(scores),
                 Some(Event::Token { id, score }) => self.token(id, score),
                 Some(Event::Done(finish)) => self.done(finish),
@@ -105,6 +112,7 @@ impl Choice {
 
     fn fail(&mut self, message: String) -> Option<Result<Piece, String>> {
         self.events = None;
+        self.watch.finished("error");
         Some(Err(message))
     }
 
@@ -123,6 +131,7 @@ impl Choice {
 
     fn token(&mut self, id: u32, score: Option<Score>) -> Piece {
         self.generated += 1;
+        self.watch.token();
         let mut echoed = self.echo(Vec::new());
         let is_silent = self.stop_tokens.contains(&id) || self.tokenizer.special_tokens().contains(&id);
         let text = if is_silent { None } else { self.decoder.push(id) };
@@ -146,8 +155,9 @@ impl Choice {
     }
 
     fn piece(&mut self, released: Released, finish: Option<FinishReason>) -> Piece {
-        if finish.is_some() {
+        if let Some(reason) = finish {
             self.events = None;
+            self.watch.finished(reason.name());
         }
         let Released { text, entries, .. } = released;
         Piece { index: self.index, text, entries, generated: std::mem::take(&mut self.generated), finish }

@@ -18,6 +18,7 @@ use crate::server::answer::choice::{Choice, Common, Piece};
 use crate::server::answer::stops::StopStrings;
 use crate::server::answer::stream::stream;
 use crate::server::answer::transcript::Transcript;
+use crate::server::observe::Watch;
 use crate::server::wire::body::Fields;
 use crate::server::wire::error::ApiError;
 use crate::server::wire::request::{CompletionRequest, Prompt};
@@ -31,11 +32,12 @@ pub(in crate::server) async fn create(
     State(app): State<Arc<App>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
+    let watch = Watch::new(&app.observe, request.extensions(), "completion");
     let fields = Fields::read(request).await?;
     // A long prompt takes a while to tokenize, in which this thread would serve nobody else.
     let work = tokio::task::spawn_blocking(move || {
         let request = CompletionRequest::from_fields(fields)?;
-        let answer = begin(&app, &request)?;
+        let answer = begin(&app, &request, &watch)?;
         Ok::<_, ApiError>((request, answer))
     });
     let (request, answer) =
@@ -44,7 +46,7 @@ pub(in crate::server) async fn create(
 }
 
 /// Checks the request against the model and hands its sequences to the engine.
-fn begin(app: &App, request: &CompletionRequest) -> Result<Answer, ApiError> {
+fn begin(app: &App, request: &CompletionRequest, watch: &Watch) -> Result<Answer, ApiError> {
     if let Some(name) = request.model.as_ref().filter(|name| **name != app.card.id) {
         return Err(ApiError::unknown_model(name, &app.card.id));
     }
@@ -65,7 +67,11 @@ fn begin(app: &App, request: &CompletionRequest) -> Result<Answer, ApiError> {
             })
         })
         .collect::<Result<Vec<_>, ApiError>>()?;
+    watch.prompt(prompts.iter().map(|prompt| prompt.len()).sum());
     let receivers = app.engine.submit(requests)?;
+    if let Some(live) = &app.table {
+        watch.matches(&live.get(), prompts.iter().map(|prompt| &**prompt));
+    }
 
     let common = Common {
         tokenizer: Arc::clone(&app.tokenizer),
@@ -75,7 +81,9 @@ fn begin(app: &App, request: &CompletionRequest) -> Result<Answer, ApiError> {
     };
     let stops = StopStrings::new(request.stop.clone());
     let choices = samples.zip(receivers).enumerate().map(|(index, ((prompt, _), events))| {
-        Choice::new(index, &common, prompt, Transcript::new(stops.clone()), events).into_pieces().boxed()
+        Choice::new(index, &common, prompt, Transcript::new(stops.clone()), events, watch.choice())
+            .into_pieces()
+            .boxed()
     });
     Ok(Answer {
         head: Head {

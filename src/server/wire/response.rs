@@ -40,6 +40,16 @@ pub(in crate::server) enum FinishReason {
     Length,
 }
 
+impl FinishReason {
+    /// As it is written.
+    pub(in crate::server) fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
 #[derive(Debug, Default, Clone, Copy, Serialize)]
 pub(in crate::server) struct Usage {
     pub(in crate::server) prompt_tokens: usize,

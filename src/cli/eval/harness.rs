@@ -1,0 +1,50 @@
+//! What lm-eval counts and reads in its own way.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::de::DeserializeOwned;
+
+/// Whether Python takes it for white space: Unicode's, and four separators of ASCII.
+pub(super) fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// How many words a text has: parts between stretches of white space, an empty one at an end that has such a stretch too.
+pub(super) fn words(text: &str) -> usize {
+    let mut was_space = false;
+    let starts = text.chars().filter(|&c| {
+        let starts = is_space(c) && !was_space;
+        was_space = is_space(c);
+        starts
+    });
+    starts.count() + 1
+}
+
+/// The values of a file with one JSON object a line; empty lines are passed over.
+pub(super) fn json_lines<T: DeserializeOwned>(path: &Path) -> Result<impl Iterator<Item = Result<T>>> {
+    let name = path.display().to_string();
+    let file = File::open(path).with_context(|| name.clone())?;
+    let lines = BufReader::new(file).lines().zip(1..);
+    let lines = lines.filter(|(line, _)| !line.as_ref().is_ok_and(|line| line.trim().is_empty()));
+    Ok(lines.map(move |(line, number)| {
+        let line = line.with_context(|| name.clone())?;
+        serde_json::from_str(&line).with_context(|| format!("{name}, line {number}"))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_counted_as_by_splitting() {
+        for (text, count) in
+            [("", 1), ("one", 1), ("one two", 2), (" one\n\n two\t", 4), ("a\u{a0}b\x1cc", 3), ("\n", 2)]
+        {
+            assert_eq!(words(text), count, "{text:?}");
+        }
+    }
+}
