@@ -40,8 +40,8 @@ async fn an_answer_has_the_form_that_clients_expect() {
     assert_eq!(choice["logprobs"], Value::Null);
     assert_eq!(choice["finish_reason"], "length");
     let prompt_tokens = tokenizer().encode("the theme").unwrap().len();
-    let usage =
-        json!({"prompt_tokens": prompt_tokens, "completion_tokens": 5, "total_tokens": prompt_tokens + 5});
+    let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": 5, "total_tokens": prompt_tokens + 5,
+        "prompt_tokens_details": {"cached_tokens": 0}});
     assert_eq!(answer["usage"], usage);
     let other = server.complete(&json!({"prompt": "the theme"})).await;
     assert_ne!(answer["id"], other["id"]);

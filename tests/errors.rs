@@ -78,7 +78,26 @@ async fn a_wrong_field_is_named() {
         ("n", json!(1_000_000_000)),
         ("n", json!(-1)),
         ("n", json!(1e40)),
-        ("best_of", json!(2)),
+        ("best_of", json!(0)),
+        ("best_of", json!(1_000_000_000)),
+        ("best_of", json!("two")),
+        ("min_tokens", json!(-1)),
+        ("min_tokens", json!(CONTEXT)),
+        ("stop_token_ids", json!([303])),
+        ("stop_token_ids", json!(["the"])),
+        ("stop_token_ids", json!(3)),
+        ("stop_token_ids", json!(vec![3; 10_000])),
+        ("logit_bias", json!({"303": 1})),
+        ("truncate_prompt_tokens", json!(0)),
+        ("truncate_prompt_tokens", json!(-2)),
+        ("prompt_logprobs", json!(1)),
+        ("include_stop_str_in_output", json!("no")),
+        ("skip_special_tokens", json!(0)),
+        ("return_token_ids", json!([])),
+        ("add_special_tokens", json!("x".repeat(2_000_000))),
+        ("response_format", json!({"type": "json_object"})),
+        ("use_beam_search", json!(true)),
+        ("user", json!(5)),
         ("suffix", json!("end")),
         ("stop", json!(3)),
         ("stop", json!([""])),
@@ -93,6 +112,7 @@ async fn a_wrong_field_is_named() {
         ("stream", json!("true")),
         ("stream_options", json!({"include_usage": true})),
         ("stream_options", json!("usage")),
+        ("stream_options", json!({})),
         ("model", json!(5)),
     ];
     for (field, value) in cases {
@@ -105,8 +125,19 @@ async fn a_wrong_field_is_named() {
             "{body}"
         );
     }
-    let body = json!({"prompt": vec!["the"; 50], "n": 3});
-    assert_eq!(error(server.send(&body).await, 400).await["param"], "n");
+    for (field, body) in [
+        ("n", json!({"prompt": vec!["the"; 50], "n": 3})),
+        ("best_of", json!({"prompt": vec!["the"; 50], "best_of": 3})),
+        ("best_of", json!({"prompt": "the", "n": 3, "best_of": 2})),
+        ("best_of", json!({"prompt": "the", "best_of": 2, "stream": true})),
+        ("min_tokens", json!({"prompt": "the", "min_tokens": 3, "max_tokens": 2})),
+        ("stream_options", json!({"prompt": "the", "stream": true, "stream_options": {"include_usage": 1}})),
+        ("prompt", json!({"prompt": "the ".repeat(1_000_000)})),
+    ] {
+        let error = error(server.send(&body).await, 400).await;
+        assert_eq!(error["param"], field);
+        assert!(error["message"].as_str().unwrap().len() < 500, "{error}");
+    }
     // After all that, the server still serves.
     server.complete(&json!({"prompt": "the"})).await;
 }

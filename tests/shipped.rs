@@ -125,3 +125,43 @@ async fn scores_through_the_endpoint_are_those_of_eval() {
     assert_eq!(eval["tokens"], scores.len());
     assert!((nll - eval["nll"].as_f64().expect("a number")).abs() < 1e-4, "{nll} and {eval}");
 }
+
+#[tokio::test]
+async fn what_the_endpoint_says_of_f_grams_is_what_explain_says() {
+    let text = "It was the best of times, it was the worst of times.<|endoftext|>A naïve café";
+    let output = scone(&["explain", "--json", "--text", text]);
+    let explained: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let server = Server::start();
+    let client = client();
+    let ask = async |body: Value| -> Value {
+        let answer =
+            client.post(format!("{}/v1/fgrams", server.url)).json(&body).send().await.expect("an answer");
+        answer.json().await.expect("JSON")
+    };
+    let answer = ask(json!({"prompt": text})).await;
+    assert_eq!((&answer["tokens"], &answer["totals"]), (&explained["tokens"], &explained["totals"]));
+    let tokens = answer["tokens"].as_array().expect("tokens");
+    let ids: Vec<&Value> = tokens.iter().map(|token| &token["id"]).collect();
+    assert_eq!(ask(json!({"prompt": ids})).await, answer, "token ids say the same as their text");
+
+    // The totals are those of the tokens, and each f-gram ends with its token.
+    let length = |token: &Value| token["match"].as_u64().expect("a length");
+    let hits: Vec<&Value> = tokens.iter().filter(|token| length(token) > 1).collect();
+    assert_eq!(answer["totals"]["hits"], hits.len());
+    assert!(hits.len() > tokens.len() / 3 && length(&tokens[0]) == 1);
+    for hit in hits {
+        let gram = hit["fgram_tokens"].as_array().expect("an f-gram");
+        assert_eq!((gram.len() as u64, gram.last()), (length(hit), Some(&hit["id"])));
+        assert!(hit["count"].as_u64() >= Some(1) && hit["row"].is_u64());
+    }
+    let special = tokens.iter().find(|token| token["id"] == 0).expect("the end of text");
+    assert_eq!((length(special), &special["fgram"]), (0, &Value::Null));
+    for wrong in [
+        json!({}),
+        json!({"prompt": [9_000_000]}),
+        json!({"prompt": vec![5; 70_000]}),
+        json!({"prompt": [[5]]}),
+    ] {
+        assert_eq!(ask(wrong).await["error"]["param"], "prompt");
+    }
+}

@@ -92,8 +92,17 @@ async fn usage_comes_last_if_asked_for() {
     let chunks = server.stream(&body).await;
     let (last, others) = chunks.split_last().unwrap();
     assert_eq!(last["choices"], json!([]));
-    assert_eq!(last["usage"], json!({"prompt_tokens": 3, "completion_tokens": 14, "total_tokens": 17}));
+    let usage = json!({"prompt_tokens": 3, "completion_tokens": 14, "total_tokens": 17,
+        "prompt_tokens_details": {"cached_tokens": 0}});
+    assert_eq!(last["usage"], usage);
     assert!(others.iter().all(|chunk| chunk["usage"].is_null()));
+
+    let mut every = body.clone();
+    every["stream_options"]["continuous_usage_stats"] = json!(true);
+    let chunks = server.stream(&every).await;
+    let so_far: Vec<u64> =
+        chunks.iter().map(|chunk| chunk["usage"]["completion_tokens"].as_u64().unwrap()).collect();
+    assert!(so_far.is_sorted() && so_far[0] > 0 && so_far.last() == Some(&14), "{so_far:?}");
 }
 
 #[tokio::test]

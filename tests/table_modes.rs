@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
 use scone::engine::{Config, Engine};
-use scone::model::{LiveTable, ModelDirectory, Shard, build_table};
-use scone::server::{self, App, ModelCard, Observe};
+use scone::model::{LiveTable, ModelDirectory, Shard, TokenizerInfo, build_table};
+use scone::server::{self, App, Chat, ModelCard, Observe};
 use scone::table::{DirectReads, Placement, RowFormat, RowType};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -46,6 +46,7 @@ async fn start(directory: &ModelDirectory, placement: Placement) -> Server {
     let app = App {
         engine: engine.handle(),
         tokenizer: Arc::new(ModelDirectory::open(directory.path()).unwrap().into_tokenizer()),
+        chat: Chat::new(TokenizerInfo::default()),
         card: ModelCard { id: "tiny".into(), created: 1 },
         table: live.clone(),
         stop_tokens: vec![],

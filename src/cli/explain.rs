@@ -4,21 +4,18 @@ use std::fmt::Write;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-use anyhow::Context;
-use serde::Serialize;
-
 use super::{DEFAULT_MODEL, text_argument};
 use crate::model::ModelDirectory;
-use crate::table::Table;
-use crate::tokenizer::{Decoder, Tokenizer};
+use crate::table::{Explained, Totals, explain};
+use anyhow::Context;
 
 /// Show which f-gram each token of a text matched
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: scone explain --text \"It was the best of times, it was the worst of times\"
 
-In a terminal the text is coloured by match length. --json prints {\"tokens\": [{id, text, match, fgram, row, count}]}: \
-match is 2 to K, 1 where the token fell back to its own embedding, 0 for a special token; row is the f-gram's rank from \
+In a terminal the text is coloured by match length. --json prints {\"tokens\": [{id, text, match, fgram, fgram_tokens, row, count}], \
+\"totals\": {tokens, hits, hit_rate, mean_match, by_length}}: match is 2 to K, 1 where the token fell back to its own embedding, 0 for a special token; row is the f-gram's rank from \
 0, its line in `scone table export`; fgram, row and count are null where there is no match."
 )]
 pub struct Args {
@@ -36,18 +33,6 @@ pub struct Args {
     json: bool,
 }
 
-/// A token and its match.
-#[derive(Debug, Serialize)]
-struct Explained {
-    id: u32,
-    text: String,
-    #[serde(rename = "match")]
-    length: u8,
-    fgram: Option<String>,
-    row: Option<u32>,
-    count: Option<u64>,
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -60,37 +45,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     })?;
     let table = directory.open_table(&path)?;
     let text = text_argument(&args.text)?;
-    let tokens = explain(directory.tokenizer(), &table, &text)?;
+    let ids = directory.tokenizer().encode(&text)?;
+    let tokens = explain(directory.tokenizer(), &table, &ids);
     if args.json {
-        println!("{}", serde_json::json!({ "tokens": tokens }));
+        println!("{}", serde_json::json!({ "tokens": tokens, "totals": Totals::of(&tokens) }));
     } else {
         print!("{}", render(&tokens, table.policy().max_n, std::io::stdout().is_terminal()));
     }
     Ok(())
-}
-
-fn explain(tokenizer: &Tokenizer, table: &Table, text: &str) -> anyhow::Result<Vec<Explained>> {
-    let ids = tokenizer.encode(text)?;
-    let index = table.index();
-    let mut decoder = Decoder::new(tokenizer);
-    let mut tokens: Vec<Explained> = Vec::with_capacity(ids.len());
-    for (&id, found) in ids.iter().zip(index.matches(&ids, 0)) {
-        let special = table.policy().special_tokens.binary_search(&id).is_ok();
-        let fgram = found.and_then(|found| index.tokens(found.rank)).map(|gram| tokenizer.decode(&gram));
-        tokens.push(Explained {
-            id,
-            text: decoder.push(id).unwrap_or_default(),
-            length: found.map_or(u8::from(!special), |found| found.n),
-            fgram,
-            row: found.map(|found| found.rank),
-            count: found.map(|found| table.count(found.rank)),
-        });
-    }
-    // A character that the text breaks off in the middle of belongs to its last token.
-    if let (Some(last), Some(rest)) = (tokens.last_mut(), decoder.finish()) {
-        last.text.push_str(&rest);
-    }
-    Ok(tokens)
 }
 
 /// ANSI colours from cold to hot, for match lengths 2, 3, ...
@@ -135,10 +97,7 @@ fn render(tokens: &[Explained], max_n: usize, terminal: bool) -> String {
             );
         }
     }
-    let hits = tokens.iter().filter(|token| token.length >= 2).count();
-    let mean = tokens.iter().map(|token| usize::from(token.length)).sum::<usize>() as f64
-        / tokens.len().max(1) as f64;
-    let rate = 100.0 * hits as f64 / tokens.len().max(1) as f64;
-    _ = writeln!(out, "{} tokens, hit rate {rate:.1} %, mean match {mean:.2}", tokens.len());
+    let Totals { tokens, hit_rate, mean_match, .. } = Totals::of(tokens);
+    _ = writeln!(out, "{tokens} tokens, hit rate {:.1} %, mean match {mean_match:.2}", 100.0 * hit_rate);
     out
 }

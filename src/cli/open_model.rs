@@ -8,7 +8,7 @@ use super::compute::{Compute, Room};
 use super::table_mode::TableMode;
 use crate::engine::Forward;
 use crate::kernels::BLOCK;
-use crate::model::{LiveTable, ModelDirectory};
+use crate::model::{LiveTable, ModelDirectory, TokenizerInfo};
 use crate::tokenizer::Tokenizer;
 
 /// A model, ready to run.
@@ -35,6 +35,8 @@ pub(super) struct ModelInfo {
     pub(super) threads: usize,
     /// Tokens that end a text.
     pub(super) stop_tokens: Vec<u32>,
+    /// What the model says of its tokenizer.
+    pub(super) tokenizer: TokenizerInfo,
 }
 
 /// Loads the model at `directory`, which may also be a GGUF file, to be run as `compute` says, and its table: the one at
@@ -66,6 +68,7 @@ pub(super) fn open_model(
         kv_positions: model.cache().blocks() * BLOCK,
         threads: model.pool().threads(),
         stop_tokens: directory.stop_tokens()?,
+        tokenizer: directory.tokenizer_info()?,
     };
     Ok(Opened { forward: Box::new(model), tokenizer: directory.into_tokenizer(), table, info })
 }

@@ -20,7 +20,7 @@ use super::table_watch::{reload_on_hangup, watch};
 use crate::engine::{Config, Engine, EngineHandle};
 use crate::kernels::simd::Level;
 use crate::model::LiveTable;
-use crate::server::{self, App, ModelCard, Observe};
+use crate::server::{self, App, Chat, ModelCard, Observe};
 use crate::table::MetricsSnapshot;
 
 /// Serves a model over HTTP, with OpenAI's completion endpoint.
@@ -123,6 +123,7 @@ pub fn run(args: &Args) -> Result<()> {
     let app = App {
         engine: engine.handle(),
         tokenizer,
+        chat: Chat::new(info.tokenizer),
         card,
         table: table.clone(),
         stop_tokens,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Checkpoint, Config, FgramConfig, FgramModel, Fgrams, LiveTable, Model, ModelError, Runtime, TableFit,
-    stop_tokens,
+    TokenizerInfo, stop_tokens,
 };
 use crate::kernels::{Encoding, KvShape, KvType};
 use crate::table::{Identity, Placement, Table};
@@ -127,6 +127,22 @@ impl ModelDirectory {
         }
         let tokens = self.weights.stop_tokens()?;
         Ok(if tokens.is_empty() { self.tokenizer.eos().into_iter().collect() } else { tokens })
+    }
+
+    /// What the model says of its tokenizer beside the tokenizer itself.
+    ///
+    /// # Errors
+    /// Where a file is there and wrong.
+    pub fn tokenizer_info(&self) -> Result<TokenizerInfo, ModelError> {
+        let mut info = match self.weights.metadata() {
+            Some(metadata) => TokenizerInfo::of_gguf(&metadata, |id| self.tokenizer.id_to_token(id))
+                .map_err(|why| ModelError::config(&self.path, why))?,
+            None => TokenizerInfo::of_directory(&self.path)?,
+        };
+        if info.eos.is_none() {
+            info.eos = self.tokenizer.eos().and_then(|id| self.tokenizer.id_to_token(id));
+        }
+        Ok(info)
     }
 
     /// Gives up the tokenizer.

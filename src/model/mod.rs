@@ -19,6 +19,7 @@ mod perplexity;
 mod piece;
 mod rows;
 mod stop_tokens;
+mod tokenizer_info;
 mod transformer;
 mod write_weights;
 
@@ -36,4 +37,5 @@ pub use main_model::MainModel;
 pub use perplexity::{Perplexity, perplexity};
 pub use piece::Piece;
 pub use rows::{RowCheck, Shard, build_table, check_rows, matmul_rate};
+pub use tokenizer_info::TokenizerInfo;
 pub use write_weights::write_weights;

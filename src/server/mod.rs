@@ -1,4 +1,4 @@
-//! The HTTP side: OpenAI's completion endpoint on axum.
+//! The HTTP side: OpenAI's completion endpoints on axum, and what goes with them.
 //!
 //! JSON, tokenizing, detokenizing, stop strings and formatting happen here; the engine sees token ids only. A request
 //! goes through `wire` (JSON to checked fields), one of the `routes` (prompts to tokens, tokens to the engine), and `answer`
@@ -9,6 +9,7 @@
 //! needs to free its places.
 
 mod answer;
+mod chat;
 mod observe;
 mod routes;
 mod wire;
@@ -28,9 +29,10 @@ use tokio::net::TcpListener;
 use crate::engine::EngineHandle;
 use crate::model::LiveTable;
 use crate::tokenizer::Tokenizer;
-use routes::{admin, completions, models};
+use routes::{admin, docs, fgrams, models, tokenize};
 use wire::error::ApiError;
 
+pub use chat::Chat;
 pub use observe::{Observe, names};
 pub use routes::models::{ModelCard, TableCard};
 
@@ -44,6 +46,8 @@ pub struct App {
     pub engine: EngineHandle,
     /// The model's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
+    /// How conversations are written out.
+    pub chat: Chat,
     /// What `/v1/models` says.
     pub card: ModelCard,
     /// The model's table, if it has one.
@@ -87,8 +91,16 @@ pub async fn run(
 
 fn router(app: App) -> Router {
     let observed = from_fn_with_state(Arc::clone(&app.observe), observe::layer);
+    let openapi = docs::document(&app);
     Router::new()
-        .route("/v1/completions", post(completions::create))
+        .route("/v1/completions", post(routes::completions::create))
+        .route("/v1/chat/completions", post(routes::chat::create))
+        .route("/v1/fgrams", post(fgrams::create))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/tokenizer_info", get(tokenize::info))
+        .route("/openapi.json", get(|| async move { docs::openapi(&openapi) }))
+        .route("/docs", get(docs::page))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/health", get(models::health))

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use thiserror::Error;
+use tokenizers::{DecoderWrapper, ModelWrapper};
 
 pub use bpe::{END_OF_TEXT, train_bpe};
 pub use decoder::Decoder;
@@ -65,6 +66,8 @@ pub struct Tokenizer {
     special_tokens: Vec<u32>,
     vocab_size: usize,
     eos: Option<u32>,
+    /// The most bytes of a text that one token takes; None where that cannot be said.
+    longest: Option<usize>,
 }
 
 impl Tokenizer {
@@ -88,11 +91,12 @@ impl Tokenizer {
         let mut special_tokens: Vec<u32> =
             added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
         special_tokens.sort_unstable();
-        let highest = inner.get_vocab(true).into_values().max();
-        let vocab_size = highest.map_or(0, |id| id as usize + 1);
+        let vocabulary = inner.get_vocab(true);
+        let vocab_size = vocabulary.values().max().map_or(0, |&id| id as usize + 1);
+        let longest = is_lossless(&inner).then(|| vocabulary.keys().map(String::len).max()).flatten();
         let eos = EOS_NAMES.iter().find_map(|name| inner.token_to_id(name));
         let sha256 = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { inner, sha256, special_tokens, vocab_size, eos })
+        Ok(Self { inner, sha256, special_tokens, vocab_size, eos, longest })
     }
 
     /// The ids of a text, with whatever special tokens the file's post-processor adds (the shipped tokenizer has
@@ -118,6 +122,11 @@ impl Tokenizer {
             .encode_fast(text, add_special_tokens)
             .map_err(|error| TokenizerError::Encode(error.to_string()))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// No fewer tokens than this has a text: what can be said without tokenizing it.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.longest.map_or(0, |longest| text.len() / longest.max(1))
     }
 
     /// The text of these ids, special tokens as they are written. Bytes that are no UTF-8 become U+FFFD, and ids
@@ -158,4 +167,13 @@ impl Tokenizer {
     pub fn eos(&self) -> Option<u32> {
         self.eos
     }
+}
+
+/// Whether every byte of a text ends up in a token, whose name is then at least as long as its text: byte-level BPE, and
+/// nothing before it that drops text.
+fn is_lossless(inner: &tokenizers::Tokenizer) -> bool {
+    let is_bytes = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+    let has_no_unknown = matches!(inner.get_model(), ModelWrapper::BPE(bpe) if bpe.unk_token.is_none());
+    let drops_space = inner.get_added_tokens_decoder().values().any(|token| token.lstrip || token.rstrip);
+    is_bytes && has_no_unknown && inner.get_normalizer().is_none() && !drops_space
 }

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
 use scone::engine::{Config, Engine, EngineHandle, Forward, ForwardError, Piece};
-use scone::server::{self, App, ModelCard, Observe};
+use scone::model::TokenizerInfo;
+use scone::server::{self, App, Chat, ModelCard, Observe};
 use scone::tokenizer::{Tokenizer, train_bpe};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -232,6 +233,11 @@ pub async fn start(slots: usize) -> Server {
 }
 
 pub async fn start_with(model: HashModel, max_queue: usize) -> Server {
+    start_as(model, max_queue, TokenizerInfo::default()).await
+}
+
+/// A server whose model says this of its tokenizer.
+pub async fn start_as(model: HashModel, max_queue: usize, info: TokenizerInfo) -> Server {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config =
         Config { max_sequences: model.sequences(), max_batch_tokens: 24, max_queue, ..Config::default() };
@@ -241,6 +247,7 @@ pub async fn start_with(model: HashModel, max_queue: usize) -> Server {
     let app = App {
         engine: owner.handle(),
         tokenizer: tokenizer(),
+        chat: Chat::new(info),
         card: ModelCard { id: MODEL.into(), created: 1 },
         table: None,
         stop_tokens: vec![0],

@@ -4,10 +4,11 @@ use futures_util::Stream;
 use futures_util::stream;
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::transcript::{Entry, Released, Transcript};
+use super::stops::StopStrings;
+use super::transcript::{Entry, Released, TokenText, Transcript};
 use crate::engine::{Event, Finish, Score};
 use crate::server::observe::ChoiceWatch;
-use crate::server::wire::response::FinishReason;
+use crate::server::wire::response::{FinishReason, Finished, StopReason};
 use crate::tokenizer::{Decoder, Tokenizer};
 
 /// As much of a prompt's end as decides how the text after it begins: a character that is not complete, or a space that
@@ -20,36 +21,51 @@ pub(in crate::server) struct Choice {
     index: usize,
     /// None once the choice is complete. Dropping the receiver is what ends a sequence early.
     events: Option<UnboundedReceiver<Event>>,
-    tokenizer: Arc<Tokenizer>,
+    common: Arc<Common>,
     decoder: Decoder<Arc<Tokenizer>>,
     transcript: Transcript,
-    /// Tokens that end a completion: they have no text.
-    stop_tokens: Arc<[u32]>,
-    /// The prompt, while it is still to be echoed.
-    echo: Option<Arc<[u32]>>,
-    has_logprobs: bool,
-    /// Tokens generated since the last piece.
+    prompt: Arc<[u32]>,
+    /// Whether the prompt is still to be echoed.
+    is_echo_due: bool,
     generated: usize,
+    /// The last of the generated tokens.
+    last: Option<u32>,
     watch: ChoiceWatch,
 }
 
 /// What a choice has to say next.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::server) struct Piece {
     pub(in crate::server) index: usize,
     pub(in crate::server) text: String,
     /// Empty unless log-probabilities were asked for.
     pub(in crate::server) entries: Vec<Entry>,
-    /// Tokens generated since the piece before.
-    pub(in crate::server) generated: usize,
+    /// Generated since the piece before.
+    pub(in crate::server) tokens: Vec<u32>,
+    /// The sum of their log-probabilities, where the engine was asked for them.
+    pub(in crate::server) logprob: f64,
+    /// The prompt, in the first piece.
+    pub(in crate::server) prompt: Option<Arc<[u32]>>,
+    /// In the first piece: the tokens of the prompt that had been computed before.
+    pub(in crate::server) cached_tokens: Option<usize>,
     /// In the last piece, and only there.
-    pub(in crate::server) finish: Option<FinishReason>,
+    pub(in crate::server) finish: Option<Finished>,
 }
 
 /// What the choices of a request have in common.
+#[derive(Debug)]
 pub(in crate::server) struct Common {
     pub(in crate::server) tokenizer: Arc<Tokenizer>,
-    pub(in crate::server) stop_tokens: Arc<[u32]>,
+    /// The model's own tokens that end a text, unless they are ignored.
+    pub(in crate::server) eos: Vec<u32>,
+    /// Those that the request named.
+    pub(in crate::server) stop_tokens: Vec<u32>,
+    pub(in crate::server) stops: StopStrings,
+    /// Whether the token that ended a completion stays in its text.
+    pub(in crate::server) is_stop_included: bool,
+    pub(in crate::server) skip_special_tokens: bool,
+    /// No stop string is looked for in the text of so many tokens.
+    pub(in crate::server) min_tokens: usize,
     pub(in crate::server) echo: bool,
     pub(in crate::server) has_logprobs: bool,
 }
@@ -57,14 +73,12 @@ pub(in crate::server) struct Common {
 impl Choice {
     pub(in crate::server) fn new(
         index: usize,
-        common: &Common,
+        common: &Arc<Common>,
         prompt: &Arc<[u32]>,
-        transcript: Transcript,
         events: UnboundedReceiver<Event>,
         watch: ChoiceWatch,
     ) -> Self {
-        let tokenizer = Arc::clone(&common.tokenizer);
-        let mut decoder = Decoder::new(Arc::clone(&tokenizer));
+        let mut decoder = Decoder::new(Arc::clone(&common.tokenizer));
         if !common.echo {
             for &id in &prompt[prompt.len().saturating_sub(CONTEXT_TOKENS)..] {
                 decoder.push(id);
@@ -73,41 +87,43 @@ impl Choice {
         Self {
             index,
             events: Some(events),
-            tokenizer,
+            common: Arc::clone(common),
             decoder,
-            transcript,
-            stop_tokens: Arc::clone(&common.stop_tokens),
-            echo: common.echo.then(|| Arc::clone(prompt)),
-            has_logprobs: common.has_logprobs,
+            transcript: Transcript::new(common.stops.clone()),
+            prompt: Arc::clone(prompt),
+            is_echo_due: common.echo,
             generated: 0,
+            last: None,
             watch,
         }
     }
 
     /// The pieces as they come, the last with its finish reason; an error's message ends them.
     pub(in crate::server) fn into_pieces(self) -> impl Stream<Item = Result<Piece, String>> + Send {
-        stream::unfold(self, async |mut choice| choice.next().await.map(|piece| (piece, choice)))
+        stream::unfold((self, true), async |(mut choice, is_first)| {
+            let piece = choice.next(is_first).await?;
+            Some((piece, (choice, false)))
+        })
     }
 
-    async fn next(&mut self) -> Option<Result<Piece, String>> {
-        loop {
-            let piece = match self.events.as_mut()?.recv().await {
+    async fn next(&mut self, is_first: bool) -> Option<Result<Piece, String>> {
+        let mut piece = Piece::new(self.index);
+        piece.prompt = is_first.then(|| Arc::clone(&self.prompt));
+        // A token that shows nothing yet, the first half of a character say, goes with what follows.
+        while !piece.shows_something() {
+            match self.events.as_mut()?.recv().await {
                 Some(Event::Started { cached_tokens }) => {
                     self.watch.started(cached_tokens);
-                    continue;
+                    piece.cached_tokens = Some(cached_tokens);
                 }
-                Some(Event::Prompt(scores)) => self.echo(scores),
-                Some(Event::Token { id, score }) => self.token(id, score),
-                Some(Event::Done(finish)) => self.done(finish),
+                Some(Event::Prompt(scores)) => self.echo(scores, &mut piece),
+                Some(Event::Token { id, score }) => self.token(id, score, &mut piece),
+                Some(Event::Done(finish)) => self.done(finish, &mut piece),
                 Some(Event::Failed(message)) => return self.fail(message),
                 None => return self.fail("the engine has died".into()),
-            };
-            if !piece.text.is_empty() || !piece.entries.is_empty() || piece.finish.is_some() {
-                return Some(Ok(piece));
             }
-            // A token that shows nothing yet, the first half of a character say, counts with the next piece.
-            self.generated = piece.generated;
         }
+        Some(Ok(piece))
     }
 
     fn fail(&mut self, message: String) -> Option<Result<Piece, String>> {
@@ -117,76 +133,112 @@ impl Choice {
     }
 
     /// The prompt, with its scores if there are any, if it is to be echoed and has not been.
-    fn echo(&mut self, scores: Vec<Option<Score>>) -> Piece {
-        let Some(prompt) = self.echo.take() else { return self.piece(Released::default(), None) };
+    fn echo(&mut self, scores: Vec<Option<Score>>, piece: &mut Piece) {
+        if !std::mem::take(&mut self.is_echo_due) {
+            return;
+        }
         let mut scores = scores.into_iter();
-        for &id in &*prompt {
+        for &id in &*self.prompt {
             let text = self.decoder.push(id).unwrap_or_default();
-            let entry = self.has_logprobs.then(|| self.entry(id, scores.next().flatten()));
-            self.transcript.echo(&text, entry);
+            let entry = self.common.entry(id, scores.next().flatten());
+            self.transcript.pass(&text, entry);
         }
-        let released = self.transcript.release();
-        self.piece(released, None)
+        piece.append(self.transcript.release());
     }
 
-    fn token(&mut self, id: u32, score: Option<Score>) -> Piece {
+    fn token(&mut self, id: u32, score: Option<Score>, piece: &mut Piece) {
+        self.echo(Vec::new(), piece);
         self.generated += 1;
+        self.last = Some(id);
         self.watch.token();
-        let mut echoed = self.echo(Vec::new());
-        let is_silent = self.stop_tokens.contains(&id) || self.tokenizer.special_tokens().contains(&id);
-        let text = if is_silent { None } else { self.decoder.push(id) };
-        let entry = score.map(|score| self.entry(id, Some(score)));
-        let released = self.transcript.push(&text.unwrap_or_default(), entry);
-        let finish = released.is_stopped.then_some(FinishReason::Stop);
-        echoed.absorb(self.piece(released, finish));
-        echoed
-    }
-
-    fn done(&mut self, finish: Finish) -> Piece {
-        let mut echoed = self.echo(Vec::new());
-        let decoder = std::mem::replace(&mut self.decoder, Decoder::new(Arc::clone(&self.tokenizer)));
-        let released = self.transcript.finish(&decoder.finish().unwrap_or_default());
-        let reason = match finish {
-            Finish::Length if !released.is_stopped => FinishReason::Length,
-            _ => FinishReason::Stop,
+        piece.tokens.push(id);
+        piece.logprob += score.as_ref().map_or(0.0, |score| f64::from(score.logprob));
+        let text = if self.common.is_silent(id) { None } else { self.decoder.push(id) };
+        let text = text.unwrap_or_default();
+        let entry = score.and_then(|score| self.common.entry(id, Some(score)));
+        let released = if self.generated <= self.common.min_tokens {
+            self.transcript.pass(&text, entry);
+            self.transcript.release()
+        } else {
+            self.transcript.push(&text, entry)
         };
-        echoed.absorb(self.piece(released, Some(reason)));
-        echoed
-    }
-
-    fn piece(&mut self, released: Released, finish: Option<FinishReason>) -> Piece {
-        if let Some(reason) = finish {
-            self.events = None;
-            self.watch.finished(reason.name());
+        let stop = released.stop.clone();
+        piece.append(released);
+        if let Some(stop) = stop {
+            self.end(FinishReason::Stop, Some(StopReason::String(stop)), piece);
         }
-        let Released { text, entries, .. } = released;
-        Piece { index: self.index, text, entries, generated: std::mem::take(&mut self.generated), finish }
     }
 
-    fn entry(&self, id: u32, score: Option<Score>) -> Entry {
+    fn done(&mut self, finish: Finish, piece: &mut Piece) {
+        self.echo(Vec::new(), piece);
+        let decoder = std::mem::replace(&mut self.decoder, Decoder::new(Arc::clone(&self.common.tokenizer)));
+        let released = self.transcript.finish(&decoder.finish().unwrap_or_default());
+        let stop = released.stop.clone();
+        piece.append(released);
+        let named = self.last.filter(|id| !self.common.eos.contains(id)).map(StopReason::Token);
+        match (stop, finish) {
+            (Some(stop), _) => self.end(FinishReason::Stop, Some(StopReason::String(stop)), piece),
+            (None, Finish::Stop) => self.end(FinishReason::Stop, named, piece),
+            (None, Finish::Length) => self.end(FinishReason::Length, None, piece),
+        }
+    }
+
+    fn end(&mut self, reason: FinishReason, stop: Option<StopReason>, piece: &mut Piece) {
+        self.events = None;
+        self.watch.finished(reason.name());
+        piece.finish = Some(Finished { reason, stop });
+    }
+}
+
+impl Common {
+    /// Whether a generated token adds nothing to the text.
+    fn is_silent(&self, id: u32) -> bool {
+        let is_end = self.eos.contains(&id) || self.stop_tokens.contains(&id);
+        let is_special = self.tokenizer.special_tokens().binary_search(&id).is_ok();
+        (is_end && !self.is_stop_included) || (is_special && self.skip_special_tokens)
+    }
+
+    /// The token as `logprobs` show it, if they were asked for.
+    fn entry(&self, id: u32, score: Option<Score>) -> Option<Entry> {
+        if !self.has_logprobs {
+            return None;
+        }
         let named =
             |top: Vec<(u32, f32)>| top.into_iter().map(|(id, logprob)| (self.name(id), logprob)).collect();
         let (logprob, top) = score.map(|score| (score.logprob, named(score.top))).unzip();
-        Entry { token: self.name(id), logprob, top, offset: 0 }
+        Some(Entry { token: self.name(id), logprob, top, offset: 0 })
     }
 
-    /// A token's text; where that is no text of its own (a part of a character), `bytes:` and the token's name in the
-    /// vocabulary, which may be another token's text.
-    fn name(&self, id: u32) -> String {
+    fn name(&self, id: u32) -> TokenText {
         let text = self.tokenizer.decode(&[id]);
-        if !text.contains('\u{fffd}') {
-            return text;
+        match self.tokenizer.id_to_token(id) {
+            Some(name) if text.contains('\u{fffd}') => TokenText::Name(name),
+            _ => TokenText::Text(text),
         }
-        self.tokenizer.id_to_token(id).map_or(text, |name| format!("bytes:{name}"))
     }
 }
 
 impl Piece {
+    /// A piece without anything in it.
+    pub(in crate::server) fn new(index: usize) -> Self {
+        Self { index, ..Self::default() }
+    }
+
+    fn shows_something(&self) -> bool {
+        !self.text.is_empty() || !self.entries.is_empty() || self.finish.is_some()
+    }
+
+    fn append(&mut self, released: Released) {
+        self.text.push_str(&released.text);
+        self.entries.extend(released.entries);
+    }
+
     /// Appends the piece that follows this one.
     pub(in crate::server) fn absorb(&mut self, next: Self) {
         self.text.push_str(&next.text);
         self.entries.extend(next.entries);
-        self.generated += next.generated;
-        self.finish = self.finish.or(next.finish);
+        self.tokens.extend(next.tokens);
+        self.logprob += next.logprob;
+        self.finish = self.finish.take().or(next.finish);
     }
 }

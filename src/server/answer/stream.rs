@@ -4,14 +4,15 @@ use futures_util::{StreamExt, stream};
 
 use super::Answer;
 use crate::server::wire::error::ApiError;
-use crate::server::wire::response::{ChoiceBody, Completion, Usage};
+use crate::server::wire::request::StreamOptions;
+use crate::server::wire::response::{Body, Form, Usage};
 
 /// What a stream sends next.
 enum Next {
+    /// Who speaks in the choice of this number, of a conversation.
+    Role(usize),
     /// Chunks of the choices.
     Chunks,
-    /// The tokens used.
-    Usage,
     /// The line that says that the answer is whole.
     Done,
     /// Nothing.
@@ -21,15 +22,18 @@ enum Next {
 /// An answer that is sent as server-sent events.
 struct Streamed {
     answer: Answer,
-    include_usage: bool,
-    completion_tokens: usize,
+    options: StreamOptions,
     next: Next,
 }
 
 /// Answers with a chunk for each piece, then usage if it was asked for, then `[DONE]`. An error is sent as an event, after
 /// which nothing follows.
-pub(in crate::server) fn stream(answer: Answer, include_usage: bool) -> Response {
-    let streamed = Streamed { answer, include_usage, completion_tokens: 0, next: Next::Chunks };
+pub(super) fn stream(answer: Answer, options: StreamOptions) -> Response {
+    let next = match answer.head.form() {
+        Form::Completion => Next::Chunks,
+        Form::Chat => Next::Role(0),
+    };
+    let streamed = Streamed { answer, options, next };
     let events =
         stream::unfold(streamed, async |mut streamed| streamed.next().await.map(|event| (event, streamed)));
     // The comments of keep-alive also let a connection that died while its request waited be noticed.
@@ -38,42 +42,44 @@ pub(in crate::server) fn stream(answer: Answer, include_usage: bool) -> Response
 
 impl Streamed {
     async fn next(&mut self) -> Option<Result<Event, axum::Error>> {
-        if let Next::Chunks = self.next {
-            match self.answer.pieces.next().await {
+        match self.next {
+            Next::Role(index) => {
+                let is_last = index + 1 == self.answer.sequences();
+                self.next = if is_last { Next::Chunks } else { Next::Role(index + 1) };
+                Some(event(&self.answer.head.role(index, self.usage())))
+            }
+            Next::Chunks => match self.answer.pieces.next().await {
                 Some(Ok(piece)) => {
-                    self.completion_tokens += piece.generated;
-                    return Some(self.chunk(vec![ChoiceBody::new(piece, self.answer.has_logprobs)], None));
+                    self.answer.tally.add(&piece);
+                    Some(event(&self.answer.head.chunk(piece, self.usage())))
                 }
                 Some(Err(message)) => {
                     self.next = Next::End;
-                    return Some(Event::default().json_data(ApiError::internal(message).body()));
+                    Some(Event::default().json_data(ApiError::internal(message).body()))
                 }
-                None => self.next = if self.include_usage { Next::Usage } else { Next::Done },
-            }
-        }
-        match self.next {
-            Next::Usage => {
-                self.next = Next::Done;
-                Some(
-                    self.chunk(
-                        Vec::new(),
-                        Some(Usage::new(self.answer.prompt_tokens, self.completion_tokens)),
-                    ),
-                )
-            }
-            Next::Done => {
-                self.next = Next::End;
-                Some(Ok(Event::default().data("[DONE]")))
-            }
-            Next::Chunks | Next::End => None,
+                None if self.options.include_usage => {
+                    self.next = Next::Done;
+                    Some(event(&self.answer.head.usage(self.answer.tally.usage())))
+                }
+                None => self.done(),
+            },
+            Next::Done => self.done(),
+            Next::End => None,
         }
     }
 
-    fn chunk(&self, choices: Vec<ChoiceBody>, usage: Option<Usage>) -> Result<Event, axum::Error> {
-        Event::default().json_data(Completion {
-            head: &self.answer.head,
-            choices,
-            usage: self.include_usage.then_some(usage),
-        })
+    fn done(&mut self) -> Option<Result<Event, axum::Error>> {
+        self.next = Next::End;
+        Some(Ok(Event::default().data("[DONE]")))
     }
+
+    /// What a chunk says of usage: nothing unless it was asked for, and null unless that was for every chunk.
+    fn usage(&self) -> Option<Option<Usage>> {
+        let so_far = || self.options.continuous_usage.then(|| self.answer.tally.usage());
+        self.options.include_usage.then(so_far)
+    }
+}
+
+fn event(body: &Body<'_>) -> Result<Event, axum::Error> {
+    Event::default().json_data(body)
 }

@@ -1,12 +1,19 @@
 use super::stops::StopStrings;
 
+/// A token's text, or its name in the vocabulary where it has no text of its own: a part of a character.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::server) enum TokenText {
+    Text(String),
+    Name(String),
+}
+
 /// A token as a choice's `logprobs` show it.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::server) struct Entry {
-    pub(in crate::server) token: String,
+    pub(in crate::server) token: TokenText,
     /// None for the first token of a prompt.
     pub(in crate::server) logprob: Option<f32>,
-    pub(in crate::server) top: Option<Vec<(String, f32)>>,
+    pub(in crate::server) top: Option<Vec<(TokenText, f32)>>,
     /// Where the token's text begins, in characters from the start of the choice's text.
     pub(in crate::server) offset: usize,
 }
@@ -16,12 +23,31 @@ pub(in crate::server) struct Entry {
 pub(in crate::server) struct Released {
     pub(in crate::server) text: String,
     pub(in crate::server) entries: Vec<Entry>,
-    /// A stop string was met: this is the last.
-    pub(in crate::server) is_stopped: bool,
+    /// The stop string that was met: this is the last.
+    pub(in crate::server) stop: Option<String>,
+}
+
+impl TokenText {
+    /// The text, or the name marked as such: it may be another token's text.
+    pub(in crate::server) fn shown(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Name(name) => format!("bytes:{name}"),
+        }
+    }
+
+    /// The text of a token that has one.
+    pub(in crate::server) fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Name(_) => None,
+        }
+    }
 }
 
 /// The text of one choice as it grows. It holds back what may turn out to be a stop string, so that nothing is released
-/// that has to be taken back: all releases together are the text, cut before the first stop string.
+/// that has to be taken back: all releases together are the text, cut before the first stop string, or behind it if it is to
+/// stay.
 #[derive(Debug)]
 pub(in crate::server) struct Transcript {
     stops: StopStrings,
@@ -38,17 +64,17 @@ impl Transcript {
         Self { stops, held: String::new(), released: 0, end: 0, entries: Vec::new() }
     }
 
-    /// Adds a token's text, in which no stop string is looked for: the prompt's, which is echoed. It goes out with the
-    /// next [`Self::release`].
-    pub(in crate::server) fn echo(&mut self, text: &str, entry: Option<Entry>) {
+    /// Adds a token's text, in which no stop string is looked for: the prompt's, which is echoed, or that of a token
+    /// which may not be the last. It goes out with the next [`Self::release`].
+    pub(in crate::server) fn pass(&mut self, text: &str, entry: Option<Entry>) {
         self.append(text, entry);
     }
 
-    /// Releases what [`Self::echo`] took.
+    /// Releases what [`Self::pass`] took.
     pub(in crate::server) fn release(&mut self) -> Released {
         let entries = std::mem::take(&mut self.entries);
         self.released = self.end;
-        Released { text: std::mem::take(&mut self.held), entries, is_stopped: false }
+        Released { text: std::mem::take(&mut self.held), entries, stop: None }
     }
 
     /// Adds the text that a generated token has made certain, with the token if its log-probability is to be shown.
@@ -61,7 +87,7 @@ impl Transcript {
         let text = std::mem::replace(&mut self.held, rest);
         self.released += text.chars().count();
         let in_text = self.entries.partition_point(|entry| entry.offset < self.released);
-        Released { text, entries: self.entries.drain(..in_text).collect(), is_stopped: false }
+        Released { text, entries: self.entries.drain(..in_text).collect(), stop: None }
     }
 
     /// Adds the last of the text and releases all that is held: no stop string can come any more.
@@ -78,10 +104,11 @@ impl Transcript {
 
     /// Cuts at a stop string. Released text never has a part of one, so it begins in what is held.
     fn cut(&mut self) -> Option<Released> {
-        self.held.truncate(self.stops.find(&self.held)?);
+        let (end, stop) = self.stops.find(&self.held)?;
+        self.held.truncate(end);
         let end = self.released + self.held.chars().count();
         self.entries.retain(|entry| entry.offset < end);
-        Some(Released { is_stopped: true, ..self.release() })
+        Some(Released { stop: Some(stop), ..self.release() })
     }
 }
 
@@ -91,15 +118,17 @@ mod tests {
     use proptest::prelude::*;
 
     fn entry(token: &str) -> Option<Entry> {
-        Some(Entry { token: token.into(), logprob: None, top: None, offset: 0 })
+        Some(Entry { token: TokenText::Text(token.into()), logprob: None, top: None, offset: 0 })
     }
 
     /// Reads token by token, looking through the whole text each time.
-    fn naive(tokens: &[String], stops: &[String]) -> (String, usize, bool) {
+    fn naive(tokens: &[String], stops: &[String], is_included: bool) -> (String, usize, Option<String>) {
         let mut text = String::new();
         for token in tokens {
             text.push_str(token);
-            if let Some(cut) = stops.iter().filter_map(|stop| text.find(stop)).min() {
+            let found = stops.iter().filter_map(|stop| Some((text.find(stop)?, stop.len(), stop)));
+            if let Some((at, length, stop)) = found.min() {
+                let cut = if is_included { at + length } else { at };
                 text.truncate(cut);
                 let mut start = 0;
                 let starts = tokens.iter().take_while(|token| {
@@ -107,38 +136,39 @@ mod tests {
                     start += token.len();
                     is_before
                 });
-                return (text, starts.count(), true);
+                return (text, starts.count(), Some(stop.clone()));
             }
         }
-        (text, tokens.len(), false)
+        (text, tokens.len(), None)
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
         #[test]
-        fn what_is_released_is_the_text_cut_before_the_first_stop(
+        fn what_is_released_is_the_text_cut_at_the_first_stop(
             tokens in prop::collection::vec("[abé]{1,3}", 0..12),
             stops in prop::collection::vec("[abé]{1,5}", 0..3),
+            is_included: bool,
         ) {
-            let mut transcript = Transcript::new(StopStrings::new(stops.clone()));
+            let mut transcript = Transcript::new(StopStrings::new(stops.clone(), is_included));
             let mut all = Released::default();
             let mut add = |released: Released| {
                 all.text.push_str(&released.text);
                 all.entries.extend(released.entries);
-                all.is_stopped |= released.is_stopped;
-                released.is_stopped
+                all.stop = released.stop;
+                all.stop.is_some()
             };
             if !tokens.iter().any(|token| add(transcript.push(token, entry(token)))) {
                 add(transcript.finish(""));
             }
-            let (text, count, is_stopped) = naive(&tokens, &stops);
+            let (text, count, stop) = naive(&tokens, &stops, is_included);
             prop_assert_eq!(&all.text, &text);
-            prop_assert_eq!(all.is_stopped, is_stopped);
+            prop_assert_eq!(all.stop, stop);
             prop_assert_eq!(all.entries.len(), count);
             let mut offset = 0;
             for (entry, token) in all.entries.iter().zip(&tokens) {
-                prop_assert_eq!((entry.offset, &entry.token), (offset, token));
+                prop_assert_eq!((entry.offset, entry.token.text()), (offset, Some(token.as_str())));
                 offset += token.chars().count();
             }
         }
@@ -148,25 +178,25 @@ mod tests {
             let expected = (0..=text.len())
                 .find(|&from| from == text.len() || stops.iter().any(|s| s.len() > text.len() - from && s.starts_with(&text[from..])))
                 .unwrap();
-            prop_assert_eq!(StopStrings::new(stops).held_back(&text), text.len() - expected);
+            prop_assert_eq!(StopStrings::new(stops, false).held_back(&text), text.len() - expected);
         }
     }
 
     #[test]
     fn the_echo_is_not_searched() {
-        let mut transcript = Transcript::new(StopStrings::new(vec!["ab".into()]));
-        transcript.echo("ab", entry("ab"));
+        let mut transcript = Transcript::new(StopStrings::new(vec!["ab".into()], false));
+        transcript.pass("ab", entry("ab"));
         let echoed = transcript.release();
-        assert_eq!((echoed.text.as_str(), echoed.entries.len(), echoed.is_stopped), ("ab", 1, false));
+        assert_eq!((echoed.text.as_str(), echoed.entries.len(), echoed.stop), ("ab", 1, None));
         assert_eq!(transcript.push("c", entry("c")).entries[0].offset, 2);
     }
 
     #[test]
     fn a_token_without_text_is_shown_at_the_end() {
-        let mut transcript = Transcript::new(StopStrings::new(vec![]));
+        let mut transcript = Transcript::new(StopStrings::new(vec![], false));
         assert_eq!(transcript.push("a", entry("a")).entries.len(), 1);
         assert_eq!(transcript.push("", entry("<eos>")), Released::default());
         let last = transcript.finish("");
-        assert_eq!((last.entries[0].token.as_str(), last.entries[0].offset), ("<eos>", 1));
+        assert_eq!((last.entries[0].token.text(), last.entries[0].offset), (Some("<eos>"), 1));
     }
 }

@@ -28,7 +28,7 @@ pub(in crate::server) async fn reload_table(
         return Err(ApiError::forbidden("/admin answers this machine only, and nobody through a proxy"));
     }
     let Some(live) = app.table.clone() else {
-        return Err(ApiError::not_found("the model is a baseline: it has no table"));
+        return Err(ApiError::no_table());
     };
     let path: Option<PathBuf> = Fields::read_or_none(request).await?.take("path")?;
     // It may read the whole file.

@@ -1,8 +1,10 @@
+use std::ops::RangeInclusive;
+
 use axum::body::Body;
 use axum::http::{Request, header};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 use super::error::ApiError;
 
@@ -12,6 +14,9 @@ pub(in crate::server) const BODY_LIMIT: usize = 8 << 20;
 /// How much of a larger body is read and thrown away. A client that is still sending when the connection closes would
 /// see a reset instead of the answer.
 const DISCARD_LIMIT: usize = 64 << 20;
+
+/// The most characters of a parser's message: it may quote what it found.
+const MESSAGE_LIMIT: usize = 300;
 
 /// The fields of a JSON object, taken out one by one. A null is as good as no field, and what is never asked for is ignored.
 #[derive(Debug)]
@@ -51,10 +56,64 @@ impl Fields {
     ) -> Result<Option<T>, ApiError> {
         self.take_value(name)
             .map(|value| {
-                serde_json::from_value(value)
-                    .map_err(|error| ApiError::invalid(name, format!("`{name}`: {error}")))
+                serde_json::from_value(value).map_err(|error| {
+                    let why: String = error.to_string().chars().take(MESSAGE_LIMIT).collect();
+                    ApiError::invalid(name, format!("`{name}`: {why}"))
+                })
             })
             .transpose()
+    }
+
+    /// A field that is true or false; false where it is not there.
+    pub(in crate::server) fn take_flag(&mut self, name: &'static str) -> Result<bool, ApiError> {
+        Ok(self.take(name)?.unwrap_or(false))
+    }
+
+    /// A whole number, which may also be written as `16.0`.
+    pub(in crate::server) fn take_integer(
+        &mut self,
+        name: &'static str,
+        range: RangeInclusive<i64>,
+    ) -> Result<Option<i64>, ApiError> {
+        let Some(number) = self.take::<Number>(name)? else { return Ok(None) };
+        match whole(&number) {
+            Some(value) if range.contains(&value) => Ok(Some(value)),
+            Some(_) => Err(outside(name, &number, range.start(), range.end(), &i64::MAX)),
+            None => Err(ApiError::invalid(name, format!("`{name}` is {number}, but must be a whole number"))),
+        }
+    }
+
+    /// A number.
+    pub(in crate::server) fn take_number(
+        &mut self,
+        name: &'static str,
+        range: RangeInclusive<f64>,
+    ) -> Result<Option<f64>, ApiError> {
+        let Some(number) = self.take::<Number>(name)? else { return Ok(None) };
+        match number.as_f64() {
+            Some(value) if range.contains(&value) => Ok(Some(value)),
+            _ => Err(outside(name, &number, range.start(), range.end(), &f64::MAX)),
+        }
+    }
+}
+
+/// A JSON number as a whole one, the nearest there is where it is too large; None if it has a fraction.
+pub(in crate::server) fn whole(number: &Number) -> Option<i64> {
+    let from_float = || number.as_f64().filter(|float| float.fract() == 0.0).map(|float| float as i64);
+    number.as_i64().or_else(|| number.as_u64().map(|_| i64::MAX)).or_else(from_float)
+}
+
+fn outside<T: PartialEq + std::fmt::Display>(
+    name: &'static str,
+    found: &Number,
+    least: &T,
+    most: &T,
+    unbounded: &T,
+) -> ApiError {
+    if most == unbounded {
+        ApiError::invalid(name, format!("`{name}` is {found}, but must be at least {least}"))
+    } else {
+        ApiError::invalid(name, format!("`{name}` is {found}, but must be from {least} to {most}"))
     }
 }
 

@@ -35,6 +35,8 @@ impl ApiError {
     }
 
     pub(in crate::server) fn unknown_model(name: &str, ours: &str) -> Self {
+        // A name may have megabytes.
+        let name: String = name.chars().take(200).collect();
         let message = format!("the model `{name}` does not exist; this server has `{ours}`");
         Self {
             param: Some("model"),
@@ -45,6 +47,16 @@ impl ApiError {
 
     pub(in crate::server) fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// Something is asked of the table of a model that has none.
+    pub(in crate::server) fn no_table() -> Self {
+        Self { code: Some("no_table"), ..Self::not_found("the model is a baseline: it has no table") }
+    }
+
+    /// A conversation cannot be written out: `why`.
+    pub(in crate::server) fn no_chat_template(why: String) -> Self {
+        Self { code: Some("no_chat_template"), ..Self::invalid("messages", why) }
     }
 
     pub(in crate::server) fn forbidden(message: impl Into<String>) -> Self {
@@ -98,15 +110,16 @@ impl ApiError {
     }
 }
 
-impl From<EngineError> for ApiError {
-    fn from(error: EngineError) -> Self {
+impl ApiError {
+    /// Why the engine did not take a request, whose prompts came from the field `source`.
+    pub(in crate::server) fn of_engine(error: &EngineError, source: &'static str) -> Self {
         let message = error.to_string();
         match error {
             EngineError::QueueFull { .. } => {
                 Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
             }
             EngineError::Stopped => Self::unavailable(message),
-            EngineError::EmptyPrompt | EngineError::UnknownToken { .. } => Self::invalid("prompt", message),
+            EngineError::EmptyPrompt | EngineError::UnknownToken { .. } => Self::invalid(source, message),
             EngineError::TooLong { .. } | EngineError::TooLarge { .. } => {
                 Self::too_long("max_tokens", message)
             }
