@@ -152,6 +152,7 @@ async fn monstrous_bodies_are_refused_and_leave_no_trace() {
         |open: &str, close: &str| format!("{{\"prompt\":{}{}}}", open.repeat(100_000), close.repeat(100_000));
     let numbers = vec!["1"; 1_000_000].join(",");
     let words = "word ".repeat(1_000_000);
+    let mut before = 0;
     for round in 0..3 {
         let cases: Vec<(&str, Vec<u8>, &[u16])> = vec![
             ("10 MB of prompt", json!({"prompt": "a".repeat(10 << 20)}).to_string().into(), &[400, 413]),
@@ -196,9 +197,12 @@ async fn monstrous_bodies_are_refused_and_leave_no_trace() {
         }
         if round == 0 {
             server.answers_soon().await;
+            before = server.memory();
         }
     }
     server.answers_soon().await;
+    let after = server.memory();
+    assert!(after < before + (64 << 20), "{before} bytes grew to {after}");
 }
 
 #[tokio::test]

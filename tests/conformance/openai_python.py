@@ -2,8 +2,8 @@
 
 import math
 import socket
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 from openai import OpenAI
@@ -298,21 +298,24 @@ def a_missing_or_wrong_key_is_an_authentication_error():
 @check
 def a_full_server_is_a_rate_limit_error_and_waiting_helps():
     friend = OpenAI(base_url=f"{STRICT_URL}/v1", api_key=STRICT_KEY, max_retries=0)
-    long = {"model": MODEL, "prompt": ["a"] * 64, "max_tokens": 400, "extra_body": {"ignore_eos": True}}
-    held = threading.Thread(target=lambda: [friend.completions.create(**long) for _ in range(1)])
-    held.start()
-    errors = []
-    while held.is_alive() and not errors:
+
+    def ask(_):
         try:
-            friend.completions.create(model=MODEL, prompt=["b"] * 64, max_tokens=400)
+            long = {"prompt": ["a"] * 64, "max_tokens": 400, "extra_body": {"ignore_eos": True}}
+            return friend.completions.create(model=MODEL, **long)
         except openai.RateLimitError as error:
-            errors.append(error)
-    assert errors, "nobody was turned away"
-    assert errors[0].status_code == 429 and int(errors[0].response.headers["retry-after"]) >= 1
-    # A client that may try again gets through.
-    patient = friend.with_options(max_retries=20)
-    assert patient.completions.create(model=MODEL, prompt="c", max_tokens=1).choices
-    held.join()
+            return error
+
+    with ThreadPoolExecutor(12) as threads:
+        answers = threads.map(ask, range(12))
+        # One that may try again gets through, behind all of these.
+        patient = friend.with_options(max_retries=20)
+        assert patient.completions.create(model=MODEL, prompt="c", max_tokens=1).choices
+        refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
+    assert 0 < len(refused) < 12, f"{len(refused)} of 12 were turned away"
+    for error in refused:
+        assert error.status_code == 429 and error.type == "rate_limit_error"
+        assert int(error.response.headers["retry-after"]) >= 1
 
 
 @check
