@@ -5,6 +5,7 @@
 //! model, computed once, and served from a table in host memory. This crate mines the n-grams, trains both models,
 //! makes the table and serves completions. ARCHITECTURE.md is the map; a layer uses those above it only:
 
+mod memory;
 mod new_file;
 
 pub mod tokenizer;

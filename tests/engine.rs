@@ -319,7 +319,9 @@ fn drafts_are_checked_and_change_nothing_but_the_number_of_steps() {
         let one = Request { prompt: prompt.clone(), sampling, ..base.clone() };
         let steps = [0, 4].map(|speculate| {
             let config = Config { speculate, ..Config::default() };
-            let engine = Engine::start(Box::new(HashModel::new(1)), config).unwrap();
+            // Its steps take as long with drafts as without: they pay, however the machine is loaded.
+            let model = HashModel::slow(1, Duration::from_millis(2));
+            let engine = Engine::start(Box::new(model), config).unwrap();
             assert_eq!(run(&engine, one.clone()), alone(&one));
             let counters = at_rest(&engine.handle());
             assert_eq!(counters.drafted > 0, speculate > 0);

@@ -75,7 +75,7 @@ impl Data {
 fn train(run: &mut Run, stop_after: Option<u64>) -> (Outcome, Vec<Progress>) {
     let stop = AtomicBool::new(false);
     let mut seen = Vec::new();
-    let outcome = run.train(&stop, &mut |progress| {
+    let outcome = run.train(None, &stop, &mut |progress| {
         stop.store(stop_after == Some(progress.step), Ordering::Relaxed);
         seen.push(progress.clone());
     });
@@ -106,7 +106,7 @@ fn a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one() {
         assert_eq!(killed.step(), 3);
         let at_five = {
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                killed.train(&AtomicBool::new(false), &mut |progress| {
+                killed.train(None, &AtomicBool::new(false), &mut |progress| {
                     assert!(progress.step < 9, "the kill");
                 })
             }));
@@ -153,7 +153,7 @@ fn divergence_stops_the_run_and_names_step_and_tensor() {
     config.train.learning_rate = 1e30;
     config.train.warmup_steps = 0;
     let mut run = Run::open(&config, &data.path("diverged"), false).unwrap();
-    let error = run.train(&AtomicBool::new(false), &mut |_| {}).unwrap_err();
+    let error = run.train(None, &AtomicBool::new(false), &mut |_| {}).unwrap_err();
     let TrainError::Diverged { step, ref tensor, .. } = error else { panic!("{error}") };
     assert!(
         step >= 2 && (tensor.contains("main/") || tensor.contains("fgram/") || tensor == "the loss"),
@@ -196,7 +196,7 @@ fn settings_that_cannot_be_are_refused_by_name() {
     config.model.context = 1 << 20;
     let error = Run::open(&config, &data.path("no"), false)
         .unwrap()
-        .train(&AtomicBool::new(false), &mut |_| {})
+        .train(None, &AtomicBool::new(false), &mut |_| {})
         .unwrap_err()
         .to_string();
     assert!(error.contains("not enough") && error.contains("context"), "{error}");

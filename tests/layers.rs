@@ -18,7 +18,8 @@ const fn layer(name: &'static str, without: &'static [&'static str], tensors: bo
     Layer { name, without, tensors }
 }
 
-const LAYERS: [Layer; 12] = [
+const LAYERS: [Layer; 13] = [
+    layer("memory", &[], false),
     layer("new_file", &[], false),
     layer("tokenizer", &[], false),
     layer("fgram", &[], false),

@@ -5,6 +5,7 @@ use anyhow::{Context, Result, ensure};
 use super::dtype::DtypeFlag;
 use super::serve::at_least_one;
 use crate::kernels::{BLOCK, KvType, Pool};
+use crate::memory;
 use crate::model::{ModelDirectory, Runtime};
 
 /// How a model is run: the flags that serve, generate and eval have in common.
@@ -80,9 +81,9 @@ impl Compute {
             runtime.takes_memory = true;
             let taken = bytes.saturating_mul(runtime.kv_blocks as u64);
             ensure!(
-                taken < machine_memory(),
+                taken < memory::total(),
                 "keys and values of {taken} bytes do not fit into this machine's memory of {}; lower --kv-memory",
-                machine_memory()
+                memory::total()
             );
         }
         Ok(runtime)
@@ -92,20 +93,5 @@ impl Compute {
 /// The memory for keys and values where nobody says how much: a gigabyte, or what one sequence of the whole context needs
 /// if that is more, but no more than a quarter of the machine's.
 fn usual_room(whole: u64) -> u64 {
-    whole.max(1 << 30).min(machine_memory() / 4)
-}
-
-/// The memory in bytes that this process may have: the machine's, or its control group's. Where neither says, 8 GiB.
-fn machine_memory() -> u64 {
-    const UNKNOWN: u64 = 8 << 30;
-    let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    let limit = limits.iter().find_map(|file| std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok());
-    // SAFETY: `sysconf` only reads its argument.
-    let [pages, page] = [libc::_SC_PHYS_PAGES, libc::_SC_PAGESIZE].map(|name| unsafe { libc::sysconf(name) });
-    match (u64::try_from(pages), u64::try_from(page)) {
-        (Ok(pages), Ok(page)) if pages > 0 && page > 0 => {
-            pages.saturating_mul(page).min(limit.unwrap_or(u64::MAX))
-        }
-        _ => limit.unwrap_or(UNKNOWN).min(UNKNOWN),
-    }
+    whole.max(1 << 30).min(memory::total() / 4)
 }

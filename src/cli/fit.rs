@@ -32,6 +32,9 @@ pub struct Args {
     /// Continue the run in RUN_DIR from its last checkpoint; start it if there is none
     #[arg(long)]
     resume: bool,
+    /// Stop after so many updates, as Ctrl-C does, and let --resume go on another time; 0 writes the initial weights only
+    #[arg(long, value_name = "N", env = "SCONE_STOP_AFTER")]
+    stop_after: Option<u64>,
     /// Print the configuration in full, every field with its value (without --config: the defaults), and stop
     #[arg(long)]
     print_config: bool,
@@ -59,7 +62,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     bar.reset_eta();
     let mut display =
         Display { bar, validation: None, plain: !std::io::IsTerminal::is_terminal(&std::io::stderr()) };
-    let outcome = run.train(&stop, &mut |progress| display.show(progress))?;
+    let outcome = run.train(args.stop_after, &stop, &mut |progress| display.show(progress))?;
     display.bar.finish_and_clear();
     report_end(&run, outcome, directory);
     Ok(())

@@ -7,9 +7,10 @@ use indicatif::{HumanBytes, ProgressBar};
 
 use crate::corpus::{
     Counted, Dataset, Effort, JoinOptions, Joined, MineOptions, MineProgress, Mined, PartOptions, Scan,
-    WorkDirectory, count_part, half_of_memory, join, mine_in, mine_work, part_work, peak_resident,
+    WorkDirectory, count_part, half_of_memory, join, mine_in, mine_work, part_work,
 };
 use crate::fgram::{FgramSet, Policy, parquet};
+use crate::memory;
 
 use super::bytes::parse_bytes;
 use super::progress_bar;
@@ -197,7 +198,7 @@ fn run_part(
             "rows": rows,
             "scans": rows_of(&scans, &efforts),
             "seconds": seconds,
-            "peak_rss_bytes": peak_resident(),
+            "peak_rss_bytes": memory::peak_resident(),
         });
         super::print(&json.to_string())?;
     } else {
@@ -245,7 +246,7 @@ fn run_join(
             "max_n": set.policy().max_n,
             "scans": rows_of(&scans, &[]),
             "seconds": seconds,
-            "peak_rss_bytes": peak_resident(),
+            "peak_rss_bytes": memory::peak_resident(),
         });
         super::print(&json.to_string())?;
     } else {
@@ -292,7 +293,7 @@ fn json(mined: &Mined, seconds: f64) -> serde_json::Value {
         "hit_rate": mined.matches.hit_rate(),
         "mean_match": mined.matches.mean_match(),
         "seconds": seconds,
-        "peak_rss_bytes": peak_resident(),
+        "peak_rss_bytes": memory::peak_resident(),
     })
 }
 

@@ -69,6 +69,10 @@ pub struct Args {
     steps: Steps,
     #[command(flatten)]
     logging: Logging,
+    /// Send a span of each request to the OpenTelemetry collector at this address, as OTLP over HTTP; only in programs
+    /// that were built with `--features otel`
+    #[arg(long, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
 }
 
 /// What a step of the engine does.
@@ -119,6 +123,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     eprint!("{}", describe(&card.id, &info, table.as_deref(), &engine.handle(), args.max_sequences));
     let stop_tokens = info.stop_tokens;
+    let observe = observe(args.otlp_endpoint.as_deref(), &card.id)?;
     let tokenizer = Arc::new(tokenizer);
     let app = App {
         engine: engine.handle(),
@@ -127,7 +132,7 @@ pub fn run(args: &Args) -> Result<()> {
         card,
         table: table.clone(),
         stop_tokens,
-        observe: Observe::new(),
+        observe: Arc::clone(&observe),
     };
     runtime.block_on(serve(listener, app))?;
     tracing::info!("engine: {}", engine.handle().counters());
@@ -136,7 +141,30 @@ pub fn run(args: &Args) -> Result<()> {
     }
     // What is not finished by now has had its time.
     runtime.shutdown_background();
+    observe.finish();
     Ok(())
+}
+
+/// What is counted and logged, and where traces go, if anywhere.
+#[cfg(feature = "otel")]
+fn observe(endpoint: Option<&str>, model: &str) -> Result<Arc<Observe>> {
+    let Some(endpoint) = endpoint else { return Ok(Observe::new()) };
+    // The client that sends them asks for a provider of TLS even where it uses none; who set one before is right too.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let traces = server::Traces::start(endpoint, model.to_owned())
+        .map_err(anyhow::Error::from_boxed)
+        .with_context(|| format!("cannot send traces to {endpoint}"))?;
+    Ok(Observe::with_traces(traces))
+}
+
+/// What is counted and logged.
+#[cfg(not(feature = "otel"))]
+#[expect(clippy::unnecessary_wraps, reason = "with traces it can fail")]
+fn observe(endpoint: Option<&str>, _model: &str) -> Result<Arc<Observe>> {
+    if endpoint.is_some() {
+        tracing::warn!("no traces are sent: this program was built without the feature `otel`");
+    }
+    Ok(Observe::new())
 }
 
 async fn serve(listener: TcpListener, app: App) -> Result<()> {

@@ -21,7 +21,7 @@ pub use error::Error;
 pub use input::{Input, Piece};
 pub use mine::{
     Counted, Effort, JoinOptions, Joined, MineOptions, Mined, PartOptions, Progress as MineProgress, Scan,
-    WorkDirectory, count_part, half_of_memory, join, mine, mine_in, mine_work, part_work, peak_resident,
+    WorkDirectory, count_part, half_of_memory, join, mine, mine_in, mine_work, part_work,
 };
 pub use prepare::{PrepareOptions, Progress, SAMPLE_BYTES, TokenizerSource, prepare};
 pub use tags::{Histogram, TagReport, Tags, tag};

@@ -6,8 +6,12 @@ const FIXED: f64 = 16.0;
 /// Between these bounds measurements are believed.
 const BELIEVED: (f64, f64) = (2.0, 256.0);
 
-/// How much a new step counts beside those before it.
+/// How much a new step counts beside those before it, once there are some.
 const WEIGHT: f64 = 0.125;
+
+/// So many steps with drafts are looked at before what they seem to cost is believed: the first ones touch memory for the
+/// first time, and one that the machine held up would turn speculation off for long.
+const ENOUGH: u32 = 8;
 
 /// What steps cost, as measured: a part that every step costs (reading the weights) and a part for each token.
 ///
@@ -34,6 +38,7 @@ pub(super) enum Kind {
 
 #[derive(Debug, Clone, Copy)]
 struct Point {
+    steps: u32,
     tokens: f64,
     seconds: f64,
 }
@@ -46,13 +51,16 @@ impl Cost {
             Kind::Drafting => &mut self.drafting,
             Kind::Reading => &mut self.reading,
         };
-        let new = Point { tokens: tokens as f64, seconds: time.as_secs_f64() };
+        let new = Point { steps: 0, tokens: tokens as f64, seconds: time.as_secs_f64() };
         let old = point.unwrap_or(new);
         // A step in which the machine did something else counts little.
         let seconds = new.seconds.min(3.0 * old.seconds.max(1e-6));
+        let steps = old.steps.saturating_add(1);
+        let weight = WEIGHT.max(1.0 / f64::from(steps));
         *point = Some(Point {
-            tokens: old.tokens + WEIGHT * (new.tokens - old.tokens),
-            seconds: old.seconds + WEIGHT * (seconds - old.seconds),
+            steps,
+            tokens: old.tokens + weight * (new.tokens - old.tokens),
+            seconds: old.seconds + weight * (seconds - old.seconds),
         });
     }
 
@@ -71,6 +79,9 @@ impl Cost {
         let sequences = decoding as f64;
         let from_prompts = sequences / (self.fixed() + sequences);
         let (Some(plain), Some(more)) = (self.decoding, self.drafting) else { return from_prompts };
+        if more.steps < ENOUGH {
+            return from_prompts;
+        }
         let drafts = more.tokens - plain.tokens;
         let each = (more.seconds - plain.seconds) / drafts;
         let price = sequences * each / plain.seconds;
@@ -111,6 +122,10 @@ mod tests {
         let mut cost = Cost::default();
         cost.note(2, Kind::Decoding, Duration::from_millis(10));
         assert_eq!(cost.draft(2), 2.0 / (FIXED + 2.0));
+        for _ in 1..ENOUGH {
+            cost.note(6, Kind::Drafting, Duration::from_millis(18));
+            assert_eq!(cost.draft(2), 2.0 / (FIXED + 2.0));
+        }
         cost.note(6, Kind::Drafting, Duration::from_millis(18));
         assert!((cost.draft(2) - 2.0 * 2.0 / 10.0).abs() < 1e-9, "{}", cost.draft(2));
     }

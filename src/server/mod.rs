@@ -33,6 +33,8 @@ use routes::{admin, docs, fgrams, models, tokenize};
 use wire::error::ApiError;
 
 pub use chat::Chat;
+#[cfg(feature = "otel")]
+pub use observe::Traces;
 pub use observe::{Observe, names};
 pub use routes::models::{ModelCard, TableCard};
 

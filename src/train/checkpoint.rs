@@ -86,7 +86,11 @@ pub(super) fn load(
     if let Some(optimizer) = optimizer {
         for (name, var) in parameters.iter() {
             let len = var.elem_count();
-            let moments = (read(format!("m/{name}"), len)?, read(format!("v/{name}"), len)?);
+            // Before the first update there are none.
+            let moments = match state.step {
+                0 => (vec![0.0; len], vec![0.0; len]),
+                _ => (read(format!("m/{name}"), len)?, read(format!("v/{name}"), len)?),
+            };
             optimizer.moments.insert(name.to_owned(), moments);
         }
     }

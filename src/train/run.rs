@@ -74,7 +74,7 @@ impl Run {
             State { step: 0, best: None, config: text }
         };
         let checkpoint_step = state.step;
-        let trainer = Trainer {
+        let mut trainer = Trainer {
             config: config.clone(),
             directory: directory.to_owned(),
             parameters,
@@ -84,6 +84,10 @@ impl Run {
             state,
             checkpoint_step,
         };
+        // From the first moment on there is something to resume, and initial weights to compare with.
+        if !last.exists() {
+            trainer.save()?;
+        }
         Ok(Self { dataset, set, trainer })
     }
 
@@ -107,12 +111,13 @@ impl Run {
         &self.dataset
     }
 
-    /// Trains to the last step, or until `stop` is set, which is looked at after every update.
+    /// Trains to the last step, or for `most` updates, or until `stop` is set, which is looked at after every update.
     ///
     /// # Errors
     /// Where the run diverges or a file cannot be written.
     pub fn train(
         &mut self,
+        most: Option<u64>,
         stop: &AtomicBool,
         observe: &mut dyn FnMut(&Progress),
     ) -> Result<Outcome, TrainError> {
@@ -124,6 +129,10 @@ impl Run {
             .spread(trainer.config.validation.tokens, trainer.config.train.batch)?;
         let mut log = Log::open(&trainer.directory.join("metrics.jsonl"), trainer.state.step)?;
         let steps = trainer.config.train.steps;
+        let end = most.map_or(steps, |most| trainer.state.step.saturating_add(most).min(steps));
+        if trainer.state.step == end && end < steps {
+            return Ok(Outcome::Stopped);
+        }
         while trainer.state.step < steps {
             let mut progress = trainer.update(&batches)?;
             let (step, last) = (trainer.state.step, trainer.state.step == steps);
@@ -132,7 +141,7 @@ impl Run {
             }
             log.write(&progress)?;
             observe(&progress);
-            let stopping = stop.load(Ordering::Relaxed);
+            let stopping = stop.load(Ordering::Relaxed) || step == end;
             if step.is_multiple_of(trainer.config.checkpoint.every) || last || stopping {
                 trainer.save()?;
             }

@@ -1,7 +1,5 @@
 //! What lm-eval counts and reads in its own way.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -24,15 +22,19 @@ pub(super) fn words(text: &str) -> usize {
 }
 
 /// The values of a file with one JSON object a line; empty lines are passed over.
-pub(super) fn json_lines<T: DeserializeOwned>(path: &Path) -> Result<impl Iterator<Item = Result<T>>> {
-    let name = path.display().to_string();
-    let file = File::open(path).with_context(|| name.clone())?;
-    let lines = BufReader::new(file).lines().zip(1..);
-    let lines = lines.filter(|(line, _)| !line.as_ref().is_ok_and(|line| line.trim().is_empty()));
-    Ok(lines.map(move |(line, number)| {
-        let line = line.with_context(|| name.clone())?;
-        serde_json::from_str(&line).with_context(|| format!("{name}, line {number}"))
-    }))
+pub(super) fn json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let text = read_text(path)?;
+    let lines = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
+    let values = lines.map(|(line, number)| {
+        serde_json::from_str(line).with_context(|| format!("{}, line {number}", path.display()))
+    });
+    values.collect()
+}
+
+/// A file that must be UTF-8.
+pub(super) fn read_text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", path.display()))
 }
 
 #[cfg(test)]

@@ -4,16 +4,17 @@ mod harness;
 mod pairs;
 mod rolling;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::ValueEnum;
 
 use super::compute::{Compute, Room};
 use super::table_mode::TableMode;
 use super::{DEFAULT_MODEL, print, progress_bar};
 use crate::model::{Likelihood, Model, ModelDirectory, likelihoods, perplexity};
-use pairs::Scored;
+use harness::{json_lines, read_text};
+use pairs::{Pair, Scored};
 
 /// Measure how well a model predicts a text: loss, perplexity, bits per byte, hit rate
 #[derive(Debug, clap::Args)]
@@ -78,15 +79,33 @@ enum Embeddings {
 /// # Errors
 /// Where the model or the text cannot be read, or the windows do not fit the model.
 pub fn run(args: &Args) -> Result<()> {
+    let input = Input::read(args)?;
     let directory = ModelDirectory::open(&args.model)?;
     let most = directory.config().max_position_embeddings;
     let context = args.context.unwrap_or(most);
     let mut model = load(args, &directory, context.min(most))?;
-    match (&args.pairs, &args.text) {
-        (Some(pairs), _) => score_pairs(&mut model, &directory, pairs, context),
-        (None, Some(text)) if args.rolling => score_rolling(&mut model, &directory, text, context, args.json),
-        (None, Some(text)) => score_text(args, &mut model, &directory, text, context),
-        (None, None) => anyhow::bail!("say --text or --pairs"),
+    match input {
+        Input::Pairs(pairs) => score_pairs(&mut model, &directory, &pairs, context),
+        Input::Documents(documents) => score_rolling(&mut model, &directory, &documents, context, args.json),
+        Input::Text(text) => score_text(args, &mut model, &directory, &text, context),
+    }
+}
+
+/// What is to be scored.
+enum Input {
+    Text(String),
+    Documents(Vec<String>),
+    Pairs(Vec<Pair>),
+}
+
+impl Input {
+    fn read(args: &Args) -> Result<Self> {
+        match (&args.pairs, &args.text) {
+            (Some(pairs), _) => Ok(Self::Pairs(json_lines(pairs)?)),
+            (None, Some(text)) if args.rolling => Ok(Self::Documents(rolling::documents(text)?)),
+            (None, Some(text)) => Ok(Self::Text(read_text(text)?)),
+            (None, None) => anyhow::bail!("there is nothing to score: say --text or --pairs"),
+        }
     }
 }
 
@@ -100,8 +119,8 @@ fn load(args: &Args, directory: &ModelDirectory, context: usize) -> Result<Model
     })
 }
 
-fn score_pairs(model: &mut Model, directory: &ModelDirectory, path: &Path, context: usize) -> Result<()> {
-    let spans = pairs::pairs(directory.tokenizer(), path, context)?;
+fn score_pairs(model: &mut Model, directory: &ModelDirectory, pairs: &[Pair], context: usize) -> Result<()> {
+    let spans = pairs::spans(directory.tokenizer(), pairs, context)?;
     let bar = progress_bar(spans.len() as u64, "scoring [{bar:40}] {pos}/{len} pairs {eta}");
     let found = likelihoods(model, &spans, &mut |pairs| bar.inc(pairs))?;
     bar.finish_and_clear();
@@ -114,14 +133,13 @@ fn score_pairs(model: &mut Model, directory: &ModelDirectory, path: &Path, conte
 fn score_rolling(
     model: &mut Model,
     directory: &ModelDirectory,
-    path: &Path,
+    documents: &[String],
     context: usize,
     json: bool,
 ) -> Result<()> {
-    let documents = rolling::documents(path)?;
     ensure!(context > 0, "--context must be at least 1");
     let bar = progress_bar(documents.len() as u64, "scoring [{bar:40}] {pos}/{len} documents {eta}");
-    let found = rolling::rolling(model, directory.tokenizer(), &documents, context, &mut |documents| {
+    let found = rolling::rolling(model, directory.tokenizer(), documents, context, &mut |documents| {
         bar.inc(documents);
     })?;
     bar.finish_and_clear();
@@ -137,13 +155,11 @@ fn score_text(
     args: &Args,
     model: &mut Model,
     directory: &ModelDirectory,
-    path: &Path,
+    text: &str,
     context: usize,
 ) -> Result<()> {
-    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-    let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8 text", path.display()))?;
     let tokenizer = directory.tokenizer();
-    let tokens = tokenizer.encode(&text)?;
+    let tokens = tokenizer.encode(text)?;
     let stride = args.stride.unwrap_or((context / 2).max(1));
     let bar = progress_bar(tokens.len() as u64, "scoring [{bar:40}] {pos}/{len} tokens {per_sec} {eta}");
     let result = perplexity(

@@ -1,15 +1,13 @@
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::harness::{is_space, json_lines};
+use super::harness::is_space;
 use crate::model::Span;
 use crate::tokenizer::Tokenizer;
 
 /// A line of `--pairs`.
 #[derive(Debug, Deserialize)]
-struct Pair {
+pub(super) struct Pair {
     context: String,
     continuation: String,
 }
@@ -23,13 +21,13 @@ pub(super) struct Scored {
     pub(super) tokens: usize,
 }
 
-/// The lines of a file as what is to be scored: continuations after their contexts, of which the beginnings are cut where
-/// both are longer than `context` tokens and one more.
-pub(super) fn pairs(tokenizer: &Tokenizer, path: &Path, context: usize) -> Result<Vec<Span>> {
-    let pairs: Vec<Pair> = json_lines(path)?.collect::<Result<_>>()?;
-    let spans = pairs.iter().zip(1..).map(|(pair, number)| {
-        pair.span(tokenizer, context).with_context(|| format!("{}, pair {number}", path.display()))
-    });
+/// What is to be scored of each: its continuation after its context, of which the beginning is cut where both are longer
+/// than `context` tokens and one more.
+pub(super) fn spans(tokenizer: &Tokenizer, pairs: &[Pair], context: usize) -> Result<Vec<Span>> {
+    let spans = pairs
+        .iter()
+        .zip(1..)
+        .map(|(pair, number)| pair.span(tokenizer, context).with_context(|| format!("pair {number}")));
     spans.collect()
 }
 

@@ -3,7 +3,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
-use super::harness::{json_lines, words};
+use super::harness::{json_lines, read_text, words};
 use crate::model::{Likelihood, Model, Span, likelihoods};
 use crate::tokenizer::Tokenizer;
 
@@ -27,10 +27,9 @@ pub(super) struct Rolling {
 /// The documents of a file: of JSON lines each one's `text`, of any other file all of it.
 pub(super) fn documents(path: &Path) -> Result<Vec<String>> {
     if path.extension().is_some_and(|end| end == "jsonl") {
-        return json_lines::<Document>(path)?.map(|line| line.map(|document| document.text)).collect();
+        return Ok(json_lines::<Document>(path)?.into_iter().map(|document| document.text).collect());
     }
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    Ok(vec![text])
+    Ok(vec![read_text(path)?])
 }
 
 #[derive(serde::Deserialize)]

@@ -1,5 +1,7 @@
 //! How much of everything fits the memory that was given.
 
+use crate::memory;
+
 /// Never fewer keys than this in a thread's buffer.
 const LEAST_KEYS: usize = 1 << 10;
 /// More would not make a merge faster.
@@ -15,9 +17,6 @@ const MOST_FAN_IN: usize = 1 << 12;
 /// Survivors that are numbered at once, whatever the memory, and bytes each takes: 12 a slot, two slots of three full.
 const LEAST_NUMBERS: usize = 1 << 10;
 const BYTES_A_NUMBER: usize = 18;
-
-/// Where nothing says how much memory the machine has.
-const UNKNOWN_MEMORY: u64 = 8 << 30;
 
 /// What a scan may hold at a time. Made so that all of it together stays below the memory given, which is measured from
 /// what the process holds when mining begins.
@@ -41,7 +40,7 @@ impl Budget {
     pub(super) fn new(memory: u64, threads: usize) -> Self {
         let threads = threads.max(1);
         // The allocator keeps a little of what was given back; chunks and buffers of files need some.
-        let free = memory.saturating_sub(resident()).saturating_sub(8 << 20) as usize;
+        let free = memory.saturating_sub(memory::resident()).saturating_sub(8 << 20) as usize;
         let free = free / 20 * 19;
         let keys = (free / 100 * 55 / threads / BYTES_A_KEY).clamp(LEAST_KEYS, MOST_KEYS);
         let runs = (free - (keys * threads * BYTES_A_KEY).min(free)) as u64 / 4 * 3;
@@ -58,25 +57,7 @@ impl Budget {
     }
 }
 
-/// Half of the machine's memory, or of what the process's control group may have.
+/// Half of the memory that this process may have.
 pub fn half_of_memory() -> u64 {
-    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let group = group.and_then(|text| text.trim().parse::<u64>().ok());
-    let machine = kib_field("/proc/meminfo", "MemTotal:");
-    [group, machine].into_iter().flatten().min().unwrap_or(UNKNOWN_MEMORY) / 2
-}
-
-/// The most bytes that this process has held so far; `None` where the system does not say.
-pub fn peak_resident() -> Option<u64> {
-    kib_field("/proc/self/status", "VmHWM:")
-}
-
-fn resident() -> u64 {
-    kib_field("/proc/self/status", "VmRSS:").unwrap_or(0)
-}
-
-fn kib_field(path: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
-    value.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+    memory::total() / 2
 }

@@ -47,7 +47,7 @@ use super::tags::Histogram;
 use super::{Dataset, Error};
 use crate::fgram::{FgramSet, MAX_N, Policy, SetError};
 
-pub use self::budget::{half_of_memory, peak_resident};
+pub use self::budget::half_of_memory;
 pub use self::join::{JoinOptions, Joined, join};
 pub use self::part::{Counted, PartOptions, count_part, part_work};
 pub use self::work::{Effort, WorkDirectory};

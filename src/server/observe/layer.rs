@@ -20,7 +20,13 @@ pub(in crate::server) async fn layer(
 ) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or(NO_ROUTE, MatchedPath::as_str).to_owned();
     let id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
-    let record = Arc::new(Record::new(&observe, id.to_owned(), name(request.method()), route));
+    #[cfg_attr(not(feature = "otel"), expect(unused_mut, reason = "only a trace is added"))]
+    let mut record = Record::new(&observe, id.to_owned(), name(request.method()), route);
+    #[cfg(feature = "otel")]
+    {
+        record.origin = Some(super::Traces::origin(request.headers()));
+    }
+    let record = Arc::new(record);
     request.extensions_mut().insert(Arc::clone(&record));
     let response = next.run(request).await;
     record.status.store(response.status().as_u16(), Ordering::Relaxed);

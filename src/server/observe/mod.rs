@@ -14,6 +14,8 @@ mod metrics;
 pub mod names;
 mod process;
 mod record;
+#[cfg(feature = "otel")]
+mod traces;
 mod watch;
 
 use std::sync::Arc;
@@ -21,6 +23,8 @@ use std::sync::Arc;
 pub(in crate::server) use exporter::scrape;
 pub(in crate::server) use layer::layer;
 pub(in crate::server) use record::Record;
+#[cfg(feature = "otel")]
+pub use traces::Traces;
 pub(in crate::server) use watch::{ChoiceWatch, Watch};
 
 use metrics::Metrics;
@@ -29,11 +33,27 @@ use metrics::Metrics;
 #[derive(Debug, Default)]
 pub struct Observe {
     metrics: Metrics,
+    #[cfg(feature = "otel")]
+    traces: Option<Traces>,
 }
 
 impl Observe {
     /// With everything at zero.
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+
+    /// The same, and a span of each request is sent.
+    #[cfg(feature = "otel")]
+    pub fn with_traces(traces: Traces) -> Arc<Self> {
+        Arc::new(Self { traces: Some(traces), ..Self::default() })
+    }
+
+    /// To be called when no more requests come: sends what has not been sent yet.
+    pub fn finish(&self) {
+        #[cfg(feature = "otel")]
+        if let Some(traces) = &self.traces {
+            traces.stop();
+        }
     }
 }

@@ -38,6 +38,9 @@ pub(in crate::server) struct Record {
     pub(super) first_token: OnceLock<Duration>,
     /// How many of its sequences ended how.
     pub(super) finished: [AtomicU64; REASONS.len()],
+    /// Its place in a trace.
+    #[cfg(feature = "otel")]
+    pub(super) origin: Option<super::traces::Origin>,
 }
 
 impl Record {
@@ -58,43 +61,33 @@ impl Record {
             queued: OnceLock::new(),
             first_token: OnceLock::new(),
             finished: Default::default(),
+            #[cfg(feature = "otel")]
+            origin: None,
         }
     }
 
-    fn status(&self) -> u16 {
-        match self.status.load(Ordering::Relaxed) {
+    /// What it comes to, now that it is over.
+    fn summary(&self) -> Summary {
+        let number = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let counts = self.finished.iter().map(number);
+        let reasons: Vec<_> = REASONS.into_iter().zip(counts).filter(|&(_, count)| count > 0).collect();
+        let status = match self.status.load(Ordering::Relaxed) {
             0 => CLIENT_GONE,
             status => status,
+        };
+        let prompt = number(&self.prompt_tokens);
+        let (cached, generated) = (number(&self.cached_tokens), number(&self.generated_tokens));
+        let share = |&matched: &u64| (1e4 * matched as f64 / prompt.max(1) as f64).round() / 1e4;
+        Summary {
+            status,
+            tokens: (prompt > 0).then_some(Tokens { prompt, cached, generated }),
+            hit_rate: self.matched.get().map(share),
+            is_error: status >= 500 || reasons.iter().any(|(reason, _)| *reason == "error"),
+            reasons,
         }
     }
 
-    /// How its sequences ended: `stop`, or `length 2, abort 1`.
-    fn finish(&self) -> Option<String> {
-        let counts = self.finished.iter().map(|count| count.load(Ordering::Relaxed));
-        let reasons: Vec<(&str, u64)> =
-            REASONS.into_iter().zip(counts).filter(|&(_, count)| count > 0).collect();
-        match reasons.as_slice() {
-            [] => None,
-            [(reason, 1)] => Some((*reason).to_owned()),
-            several => {
-                let each = several.iter().map(|(reason, count)| format!("{reason} {count}"));
-                Some(each.collect::<Vec<_>>().join(", "))
-            }
-        }
-    }
-
-    /// The share of the prompts' tokens that end an f-gram.
-    fn hit_rate(&self) -> Option<f64> {
-        let tokens = self.prompt_tokens.load(Ordering::Relaxed).max(1);
-        self.matched.get().map(|&matched| (1e4 * matched as f64 / tokens as f64).round() / 1e4)
-    }
-
-    fn log(&self) {
-        let [_, _, _, errors] = &self.finished;
-        let status = self.status();
-        let is_error = status >= 500 || errors.load(Ordering::Relaxed) > 0;
-        let has_tokens = self.kind.get().is_some();
-        let tokens = |count: &AtomicU64| has_tokens.then(|| count.load(Ordering::Relaxed));
+    fn log(&self, summary: &Summary) {
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -102,25 +95,64 @@ impl Record {
                     id = self.id,
                     method = self.method,
                     route = self.route,
-                    status,
-                    prompt_tokens = tokens(&self.prompt_tokens),
-                    cached_tokens = tokens(&self.cached_tokens),
-                    generated_tokens = tokens(&self.generated_tokens),
-                    hit_rate = self.hit_rate(),
+                    status = summary.status,
+                    prompt_tokens = summary.tokens.as_ref().map(|tokens| tokens.prompt),
+                    cached_tokens = summary.tokens.as_ref().map(|tokens| tokens.cached),
+                    generated_tokens = summary.tokens.as_ref().map(|tokens| tokens.generated),
+                    hit_rate = summary.hit_rate,
                     queue_ms = self.queued.get().copied().map(milliseconds),
                     first_token_ms = self.first_token.get().copied().map(milliseconds),
                     total_ms = milliseconds(self.start.elapsed()),
-                    finish = self.finish(),
+                    finish = summary.finish(),
                     "request"
                 )
             };
         }
-        if is_error {
+        if summary.is_error {
             line!(warn);
-        } else if QUIET.contains(&self.route.as_str()) {
+        } else if self.is_quiet() {
             line!(debug);
         } else {
             line!(info);
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        QUIET.contains(&self.route.as_str())
+    }
+}
+
+/// What is told of a request that is over.
+#[derive(Debug)]
+pub(super) struct Summary {
+    pub(super) status: u16,
+    /// None if it never got as far as having a prompt.
+    pub(super) tokens: Option<Tokens>,
+    /// The share of the prompts' tokens that end an f-gram, where there is a table.
+    pub(super) hit_rate: Option<f64>,
+    /// How its sequences ended, and how many ended so.
+    pub(super) reasons: Vec<(&'static str, u64)>,
+    /// Whether the server failed.
+    pub(super) is_error: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Tokens {
+    pub(super) prompt: u64,
+    pub(super) cached: u64,
+    pub(super) generated: u64,
+}
+
+impl Summary {
+    /// `stop`, or `length 2, abort 1`.
+    fn finish(&self) -> Option<String> {
+        match self.reasons.as_slice() {
+            [] => None,
+            [(reason, 1)] => Some((*reason).to_owned()),
+            several => {
+                let each = several.iter().map(|(reason, count)| format!("{reason} {count}"));
+                Some(each.collect::<Vec<_>>().join(", "))
+            }
         }
     }
 }
@@ -132,7 +164,12 @@ fn milliseconds(duration: Duration) -> f64 {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.observe.metrics.answered(&self.route, self.method, self.status());
-        self.log();
+        let summary = self.summary();
+        self.observe.metrics.answered(&self.route, self.method, summary.status);
+        self.log(&summary);
+        #[cfg(feature = "otel")]
+        if let (Some(traces), Some(origin), false) = (&self.observe.traces, &self.origin, self.is_quiet()) {
+            traces.send(self, &summary, origin);
+        }
     }
 }

@@ -6,6 +6,7 @@ use indicatif::HumanBytes;
 use memmap2::{Mmap, MmapMut};
 
 use super::{Geometry, Progress};
+use crate::memory;
 use crate::table::TableError;
 
 /// Bytes read at a time.
@@ -28,7 +29,7 @@ impl Copied {
     ) -> Result<Option<Self>, TableError> {
         let rows = geometry.range();
         let size = HumanBytes(rows.len() as u64);
-        if available().is_some_and(|available| available < rows.len() as u64) {
+        if memory::available().is_some_and(|available| available < rows.len() as u64) {
             tracing::warn!("{size} of memory for a private copy of the rows are not to be had");
             return Ok(None);
         }
@@ -69,17 +70,6 @@ fn forget(file: &File, at: u64, len: usize) {
     }
     #[cfg(not(target_os = "linux"))]
     let _ = (file, at, len);
-}
-
-/// Bytes of memory that can be had without driving out what others use: of the machine, and of the container if it
-/// has a limit. None where the system does not say.
-fn available() -> Option<u64> {
-    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let machine = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024;
-    let limit = number("/sys/fs/cgroup/memory.max").zip(number("/sys/fs/cgroup/memory.current"));
-    Some(limit.map_or(machine, |(most, used)| machine.min(most.saturating_sub(used))))
 }
 
 #[cfg(test)]
