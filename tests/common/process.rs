@@ -68,6 +68,13 @@ impl Process {
         assert_eq!(answer["usage"]["completion_tokens"], 4);
     }
 
+    /// How many sequences run or wait.
+    pub async fn sequences(&self) -> usize {
+        let answer = self.client.get(format!("{}/health", self.url)).send().await.unwrap();
+        let health: Value = answer.json().await.unwrap();
+        (health["running"].as_u64().unwrap() + health["waiting"].as_u64().unwrap()) as usize
+    }
+
     /// A socket on which nothing was said yet.
     pub async fn connect(&self) -> TcpStream {
         TcpStream::connect(&self.address).await.unwrap()
