@@ -167,6 +167,7 @@ fn any_config() -> impl Strategy<Value = Config> {
             max_queue: 1000,
             prefix_cache,
             speculate,
+            ..Config::default()
         },
     )
 }
@@ -364,7 +365,10 @@ fn what_fails_ends_its_requests_and_not_the_engine() {
     let engine = engine(2, 100);
     for (bad, word) in [(PANIC, "not for me"), (FAIL, "cannot be computed")] {
         let events = run(&engine, request(vec![1, bad], 3));
-        assert!(matches!(&events[..], [Event::Failed(message)] if message.contains(word)), "{events:?}");
+        assert!(
+            matches!(&events[..], [Event::Failed(failure)] if failure.to_string().contains(word)),
+            "{events:?}"
+        );
         let good = request(vec![1, 2], 5);
         assert_eq!(run(&engine, good.clone()), alone(&good));
     }

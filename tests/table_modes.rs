@@ -51,6 +51,7 @@ async fn start(directory: &ModelDirectory, placement: Placement) -> Server {
         table: live.clone(),
         stop_tokens: vec![],
         observe: Observe::new(),
+        guard: Arc::default(),
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

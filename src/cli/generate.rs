@@ -124,7 +124,7 @@ fn print(
                 if is_silent { None } else { decoder.push(id) }
             }
             Some(Event::Done(_)) => break,
-            Some(Event::Failed(message)) => bail!(message),
+            Some(Event::Failed(failure)) => bail!(failure),
             None => return Err(anyhow!("the engine has died")),
         };
         match out.write_all(text.unwrap_or_default().as_bytes()).and_then(|()| out.flush()) {

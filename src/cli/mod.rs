@@ -4,6 +4,7 @@ pub mod bench;
 mod bytes;
 mod compute;
 mod dtype;
+mod duration;
 pub mod eval;
 pub mod explain;
 pub mod fit;

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use thiserror::Error;
 
 /// Why the engine did not take a request.
@@ -7,6 +9,14 @@ pub enum EngineError {
     #[error("the server is busy: {waiting} sequences wait and {limit} may; try again later")]
     QueueFull {
         /// Sequences that wait now.
+        waiting: usize,
+        /// The most that may.
+        limit: usize,
+    },
+    /// As many tokens of prompts wait as may.
+    #[error("the server is busy: prompts of {waiting} tokens wait and of {limit} may; try again later")]
+    TooManyTokens {
+        /// Tokens of the prompts that wait now.
         waiting: usize,
         /// The most that may.
         limit: usize,
@@ -48,4 +58,18 @@ pub enum EngineError {
         /// Tokens for which there is memory.
         room: usize,
     },
+}
+
+/// Why a sequence that was taken ended without being complete.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// Its turn did not come in time.
+    #[error("the request waited {} s without a turn; the server is busy: try again later", .0.as_secs_f64())]
+    Expired(Duration),
+    /// The engine was stopped.
+    #[error("the engine has stopped and takes no more requests")]
+    Stopped,
+    /// The model could not compute it, as this says.
+    #[error("{0}")]
+    Model(String),
 }

@@ -1,11 +1,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::hints::Hints;
-use super::queue::{Queue, Waiting};
+use super::queue::{Limits, Queue, Turn, Waiting};
 use super::worker::Worker;
 use super::{Counters, EngineError, Event, Forward, Request};
 
@@ -21,6 +22,11 @@ pub struct Config {
     pub prefill_chunk: Option<usize>,
     /// Requests that may wait for their turn.
     pub max_queue: usize,
+    /// Tokens that the prompts of those who wait may have together.
+    pub max_queue_tokens: usize,
+    /// How long a request may wait for its turn before it fails; for ever if None. Requests that were handed in together
+    /// have theirs when the first of them has.
+    pub queue_timeout: Option<Duration>,
     /// Whether keys and values are kept for later requests that begin with the same tokens.
     pub prefix_cache: bool,
     /// The most drafts of a sequence in a step: tokens guessed from what it repeats, which are checked together. Output is
@@ -35,6 +41,8 @@ impl Default for Config {
             max_batch_tokens: 512,
             prefill_chunk: None,
             max_queue: 256,
+            max_queue_tokens: usize::MAX,
+            queue_timeout: None,
             prefix_cache: true,
             speculate: 0,
         }
@@ -71,7 +79,11 @@ impl Engine {
         if room == 0 || config.max_sequences == 0 {
             return Err(std::io::Error::other("the model has no place for a sequence's keys and values"));
         }
-        let queue = Arc::new(Queue::new(config.max_queue));
+        let queue = Arc::new(Queue::new(Limits {
+            requests: config.max_queue,
+            tokens: config.max_queue_tokens,
+            time: config.queue_timeout,
+        }));
         let counters = Arc::default();
         let handle = EngineHandle {
             queue: Arc::clone(&queue),
@@ -114,12 +126,13 @@ impl EngineHandle {
         requests.iter().try_for_each(|request| self.check(request))?;
         let prompts = self.hints.as_ref().map(|_| Hints::prompts(&requests));
         let groups = self.groups(&requests);
+        let turn = Turn::new();
         let (waiting, receivers) = requests
             .into_iter()
             .zip(groups)
             .map(|(request, group)| {
                 let (events, receiver) = unbounded_channel();
-                (Waiting { request, group, events }, receiver)
+                (Waiting { request, group, turn: turn.clone(), events }, receiver)
             })
             .unzip();
         self.queue.push(waiting)?;
@@ -172,6 +185,14 @@ impl EngineHandle {
     /// Whether requests are still taken: false once the engine was stopped or its thread has died.
     pub fn is_alive(&self) -> bool {
         !self.queue.is_closed()
+    }
+
+    /// An error if not even the smallest request would be taken now: what would be prepared for one is in vain.
+    ///
+    /// # Errors
+    /// As of [`Self::submit`].
+    pub fn check_queue(&self) -> Result<(), EngineError> {
+        self.queue.check_room()
     }
 
     /// Sequences that have a place in the cache.

@@ -35,7 +35,7 @@ mod worker;
 
 pub use crate::model::Piece;
 pub use counters::Counters;
-pub use error::EngineError;
+pub use error::{EngineError, Failure};
 pub use forward::{Forward, ForwardError, Prefetch};
 pub use handle::{Config, Engine, EngineHandle};
 pub use request::{Event, Finish, Penalties, Request, Sampling, Score};

@@ -3,7 +3,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::sequence::Sequence;
-use super::{Forward, Piece, Score, score};
+use super::{Failure, Forward, Piece, Score, score};
 
 /// Runs one forward pass. If it fails, each piece is run alone, so that only those fail that do so by themselves. Returns
 /// for each piece what it failed with; `logits` are those of the others.
@@ -72,7 +72,7 @@ pub(super) fn sample<'a>(model: &dyn Forward, computed: Vec<Computed<'a>>) -> Ve
         });
         match result {
             Ok(right) => one.right = Some(right),
-            Err(message) => one.sequence.fail(message),
+            Err(message) => one.sequence.fail(Failure::Model(message)),
         }
     });
     tasks.into_iter().map(|task| task.into_inner().unwrap_or_else(PoisonError::into_inner).0).collect()

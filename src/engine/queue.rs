@@ -1,16 +1,53 @@
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{EngineError, Event, Request};
+use super::{EngineError, Event, Failure, Request};
 
 /// A request that has no turn yet.
 pub(super) struct Waiting {
     pub(super) request: Request,
     /// The same for requests that were handed in together with the same prompt.
     pub(super) group: Option<u64>,
+    pub(super) turn: Turn,
     pub(super) events: UnboundedSender<Event>,
+}
+
+/// Since when requests that were handed in together wait for a turn, and whether one of them has had it.
+#[derive(Debug, Clone)]
+pub(super) struct Turn {
+    since: Instant,
+    has_come: Arc<AtomicBool>,
+}
+
+impl Turn {
+    pub(super) fn new() -> Self {
+        Self { since: Instant::now(), has_come: Arc::default() }
+    }
+
+    /// One of the requests has its turn, so the others may wait as long as they must.
+    pub(super) fn come(&self) {
+        self.has_come.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether all of the requests have waited for longer than that.
+    pub(super) fn is_overdue(&self, timeout: Duration) -> bool {
+        !self.has_come.load(Ordering::Relaxed) && self.since.elapsed() > timeout
+    }
+}
+
+/// What may wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Requests.
+    pub(super) requests: usize,
+    /// Tokens of their prompts.
+    pub(super) tokens: usize,
+    /// How long a request may wait for its turn.
+    pub(super) time: Option<Duration>,
 }
 
 /// The bounded queue between those who submit and the engine's thread.
@@ -20,7 +57,7 @@ pub(super) struct Waiting {
 pub(super) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
-    limit: usize,
+    limits: Limits,
 }
 
 #[derive(Default)]
@@ -32,8 +69,8 @@ struct State {
 }
 
 impl Queue {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { state: Mutex::default(), changed: Condvar::new(), limit }
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { state: Mutex::default(), changed: Condvar::new(), limits }
     }
 
     /// Adds requests, all or none. To an empty queue any number is let in, so no request is refused for ever.
@@ -42,13 +79,42 @@ impl Queue {
         if state.is_closed {
             return Err(EngineError::Stopped);
         }
-        state.waiting.retain(|one| !one.events.is_closed());
-        if !state.waiting.is_empty() && state.waiting.len() + requests.len() > self.limit {
-            return Err(EngineError::QueueFull { waiting: state.waiting.len(), limit: self.limit });
-        }
+        self.tidy(&mut state);
+        self.check(&state, requests.len(), tokens(&requests))?;
         state.waiting.extend(requests);
         self.changed.notify_one();
         Ok(())
+    }
+
+    /// An error if not even the smallest request would be taken now.
+    pub(super) fn check_room(&self) -> Result<(), EngineError> {
+        let mut state = self.lock();
+        self.tidy(&mut state);
+        self.check(&state, 1, 1)
+    }
+
+    fn check(&self, state: &State, more: usize, more_tokens: usize) -> Result<(), EngineError> {
+        let waiting = state.waiting.len();
+        if waiting > 0 && waiting + more > self.limits.requests {
+            return Err(EngineError::QueueFull { waiting, limit: self.limits.requests });
+        }
+        let waiting = tokens(&state.waiting);
+        if waiting > 0 && waiting.saturating_add(more_tokens) > self.limits.tokens {
+            return Err(EngineError::TooManyTokens { waiting, limit: self.limits.tokens });
+        }
+        Ok(())
+    }
+
+    /// Lets go who has gone away or waited for too long.
+    fn tidy(&self, state: &mut State) {
+        let time = self.limits.time;
+        state.waiting.retain(|one| {
+            let overdue = time.filter(|time| one.turn.is_overdue(*time));
+            if let Some(time) = overdue {
+                let _ = one.events.send(Event::Failed(Failure::Expired(time)));
+            }
+            overdue.is_none() && !one.events.is_closed()
+        });
     }
 
     /// Up to `free` requests from the head of the queue. Blocks while there is nothing to do: none runs and none waits.
@@ -60,7 +126,7 @@ impl Queue {
             if state.is_closed {
                 return None;
             }
-            state.waiting.retain(|one| !one.events.is_closed());
+            self.tidy(&mut state);
             if running + parked > 0 || !state.waiting.is_empty() {
                 let count = free.min(state.waiting.len());
                 state.running += count;
@@ -75,7 +141,7 @@ impl Queue {
         let mut state = self.lock();
         state.is_closed = true;
         for one in state.waiting.drain(..) {
-            let _ = one.events.send(Event::Failed(EngineError::Stopped.to_string()));
+            let _ = one.events.send(Event::Failed(Failure::Stopped));
         }
         self.changed.notify_one();
     }
@@ -99,6 +165,11 @@ impl Queue {
     }
 }
 
+/// Tokens of the prompts of `requests`.
+fn tokens<'a>(requests: impl IntoIterator<Item = &'a Waiting>) -> usize {
+    requests.into_iter().map(|one| one.request.prompt.len()).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,7 +187,7 @@ mod tests {
             logprobs: None,
             prompt_logprobs: None,
         };
-        (Waiting { request, group: None, events }, receiver)
+        (Waiting { request, group: None, turn: Turn::new(), events }, receiver)
     }
 
     fn push(queue: &Queue, count: usize) -> Result<Vec<UnboundedReceiver<Event>>, EngineError> {
@@ -124,9 +195,13 @@ mod tests {
         queue.push(requests).map(|()| receivers)
     }
 
+    fn queue(requests: usize, tokens: usize, time: Option<Duration>) -> Queue {
+        Queue::new(Limits { requests, tokens, time })
+    }
+
     #[test]
     fn bounded_all_or_none_and_the_abandoned_make_room() {
-        let queue = Queue::new(3);
+        let queue = queue(3, usize::MAX, None);
         let first = push(&queue, 2).unwrap();
         assert_eq!(push(&queue, 2).unwrap_err(), EngineError::QueueFull { waiting: 2, limit: 3 });
         let second = push(&queue, 1).unwrap();
@@ -137,11 +212,38 @@ mod tests {
         drop((second, third));
         let _alone = push(&queue, 50).unwrap();
         assert_eq!(queue.waiting(), 50);
+        assert_eq!(queue.check_room(), Err(EngineError::QueueFull { waiting: 50, limit: 3 }));
+    }
+
+    #[test]
+    fn bounded_in_tokens_too() {
+        let queue = queue(100, 3, None);
+        let all = push(&queue, 3).unwrap();
+        assert_eq!(queue.check_room(), Err(EngineError::TooManyTokens { waiting: 3, limit: 3 }));
+        drop(all);
+        queue.check_room().unwrap();
+        let _alone = push(&queue, 7).unwrap();
+    }
+
+    #[test]
+    fn who_waited_too_long_is_told_unless_a_neighbour_had_its_turn() {
+        let queue = queue(3, usize::MAX, Some(Duration::ZERO));
+        let mut late = push(&queue, 1).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+        queue.check_room().unwrap();
+        assert_eq!(late[0].try_recv().unwrap(), Event::Failed(Failure::Expired(Duration::ZERO)));
+        let (one, mut receiver) = waiting();
+        one.turn.come();
+        queue.push(vec![one]).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+        queue.check_room().unwrap();
+        assert!(receiver.try_recv().is_err());
+        assert_eq!(queue.waiting(), 1);
     }
 
     #[test]
     fn closing_ends_those_who_wait() {
-        let queue = Queue::new(3);
+        let queue = queue(3, usize::MAX, None);
         let mut receivers = push(&queue, 1).unwrap();
         queue.close();
         assert!(matches!(receivers[0].try_recv(), Ok(Event::Failed(_))));

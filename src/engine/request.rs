@@ -1,3 +1,5 @@
+use super::Failure;
+
 /// One sequence to be continued. `n` samples of one prompt are `n` requests.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -94,8 +96,8 @@ pub enum Event {
     },
     /// The sequence is complete.
     Done(Finish),
-    /// The sequence was ended by an error, which this describes.
-    Failed(String),
+    /// The sequence was ended by an error.
+    Failed(Failure),
 }
 
 /// Why a sequence ended.

@@ -1,9 +1,11 @@
+use std::time::Duration;
+
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::blocks::Blocks;
-use super::queue::Waiting;
+use super::queue::{Turn, Waiting};
 use super::speculate::{Speculation, propose};
-use super::{Event, Finish, NotANumber, Piece, Request, Sampler, Score, score};
+use super::{Event, Failure, Finish, NotANumber, Piece, Request, Sampler, Score, score};
 
 /// A sequence that has its turn: its tokens so far, and how far the model has got with them.
 pub(super) struct Sequence {
@@ -19,6 +21,7 @@ pub(super) struct Sequence {
     /// None while it has no place in the cache: before it is let in, and while it is pushed out.
     place: Option<Place>,
     has_started: bool,
+    turn: Turn,
     prompt_len: usize,
     max_tokens: usize,
     min_tokens: usize,
@@ -42,7 +45,7 @@ struct Place {
 
 impl Sequence {
     pub(super) fn new(waiting: Waiting) -> Self {
-        let Waiting { request, group, events } = waiting;
+        let Waiting { request, group, turn, events } = waiting;
         let Request { prompt, max_tokens, min_tokens, sampling, stop_tokens, logprobs, prompt_logprobs } =
             request;
         Self {
@@ -56,6 +59,7 @@ impl Sequence {
             computed: 0,
             place: None,
             has_started: false,
+            turn,
             max_tokens,
             min_tokens,
             stop_tokens,
@@ -102,6 +106,13 @@ impl Sequence {
         self.events.is_closed()
     }
 
+    /// Ends it if it has waited for its turn for longer than that.
+    pub(super) fn expire(&mut self, timeout: Duration) {
+        if !self.has_started && self.turn.is_overdue(timeout) {
+            self.fail(Failure::Expired(timeout));
+        }
+    }
+
     /// Whether log-probabilities of its prompt are still to be computed.
     pub(super) fn scores_prompt(&self) -> bool {
         self.prompt_logprobs.is_some()
@@ -138,6 +149,7 @@ impl Sequence {
         self.computed = entered * blocks.size();
         if !self.has_started {
             self.has_started = true;
+            self.turn.come();
             self.send(Event::Started { cached_tokens: self.computed });
         }
         Some(self.computed)
@@ -284,9 +296,9 @@ impl Sequence {
     }
 
     /// Ends the sequence with an error.
-    pub(super) fn fail(&mut self, message: String) {
+    pub(super) fn fail(&mut self, failure: Failure) {
         if !self.is_finished {
-            self.finish(Event::Failed(message));
+            self.finish(Event::Failed(failure));
         }
     }
 

@@ -7,7 +7,7 @@ use super::pass::{self, Computed};
 use super::queue::Queue;
 use super::schedule::schedule;
 use super::sequence::Sequence;
-use super::{Config, Counters, EngineError, Forward};
+use super::{Config, Counters, Failure, Forward};
 
 /// The most positions of prompts that get log-probabilities in one step.
 const SCORED: usize = 64;
@@ -55,7 +55,10 @@ impl Worker {
 
     pub(super) fn run(mut self) {
         loop {
-            self.release(Sequence::is_abandoned);
+            if let Some(timeout) = self.config.queue_timeout {
+                self.running.iter_mut().for_each(|sequence| sequence.expire(timeout));
+            }
+            self.release(|sequence| sequence.is_finished || sequence.is_abandoned());
             self.publish();
             let placed = self.running.iter().filter(|sequence| sequence.has_place()).count();
             let parked = self.running.len() - placed;
@@ -72,7 +75,7 @@ impl Worker {
             self.release(|sequence| sequence.is_finished);
         }
         for sequence in &mut self.running {
-            sequence.fail(EngineError::Stopped.to_string());
+            sequence.fail(Failure::Stopped);
         }
     }
 
@@ -179,7 +182,7 @@ impl Worker {
         let in_batch = self.running.iter_mut().zip(&counts).filter(|(_, count)| **count > 0);
         for (((sequence, &count), rows), result) in in_batch.zip(wanted).zip(results) {
             if let Err(message) = result {
-                sequence.fail(message);
+                sequence.fail(Failure::Model(message));
                 continue;
             }
             let (logits, others) = rest.split_at_mut(rows * vocab_size);

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use reqwest::{Client, StatusCode};
 use scone::engine::{Config, Engine, EngineHandle, Forward, ForwardError, Piece};
 use scone::model::TokenizerInfo;
-use scone::server::{self, App, Chat, ModelCard, Observe};
+use scone::server::{self, App, Chat, Guard, ModelCard, Observe};
 use scone::tokenizer::{Tokenizer, train_bpe};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 /// Three more than the tokenizer has.
 pub const VOCAB: usize = 303;
@@ -104,7 +104,12 @@ impl HashModel {
 
     /// Each pass takes at least so long.
     pub fn slow(sequences: usize, step: Duration) -> Self {
-        Self { step, ..Self::new(sequences) }
+        Self::new(sequences).paced(step)
+    }
+
+    /// Each pass takes at least so long.
+    pub fn paced(self, step: Duration) -> Self {
+        Self { step, ..self }
     }
 
     /// Panics at a sequence of more than so many tokens.
@@ -225,7 +230,7 @@ pub struct Server {
     pub engine: EngineHandle,
     owner: Option<Engine>,
     stop: oneshot::Sender<()>,
-    task: JoinHandle<std::io::Result<()>>,
+    task: JoinHandle<()>,
 }
 
 pub async fn start(slots: usize) -> Server {
@@ -233,17 +238,26 @@ pub async fn start(slots: usize) -> Server {
 }
 
 pub async fn start_with(model: HashModel, max_queue: usize) -> Server {
-    start_as(model, max_queue, TokenizerInfo::default()).await
+    start_guarded(model, Config { max_queue, ..Config::default() }, Guard::default()).await
 }
 
 /// A server whose model says this of its tokenizer.
 pub async fn start_as(model: HashModel, max_queue: usize, info: TokenizerInfo) -> Server {
+    start_whole(model, Config { max_queue, ..Config::default() }, Guard::default(), info).await
+}
+
+/// A server that lets in and stops as `guard` says, with what of `config` is not the model's.
+pub async fn start_guarded(model: HashModel, config: Config, guard: Guard) -> Server {
+    start_whole(model, config, guard, TokenizerInfo::default()).await
+}
+
+async fn start_whole(model: HashModel, config: Config, guard: Guard, info: TokenizerInfo) -> Server {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let config =
-        Config { max_sequences: model.sequences(), max_batch_tokens: 24, max_queue, ..Config::default() };
+    let config = Config { max_sequences: model.sequences(), max_batch_tokens: 24, ..config };
     let owner = Engine::start(Box::new(model), config).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let scheme = if guard.is_encrypted() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", listener.local_addr().unwrap());
     let app = App {
         engine: owner.handle(),
         tokenizer: tokenizer(),
@@ -252,6 +266,7 @@ pub async fn start_as(model: HashModel, max_queue: usize, info: TokenizerInfo) -
         table: None,
         stop_tokens: vec![0],
         observe: Observe::new(),
+        guard: Arc::new(guard),
     };
     let (stop, stopped) = oneshot::channel();
     let task = tokio::spawn(server::run(listener, app, async move {
@@ -308,12 +323,12 @@ impl Server {
         self.owner = None;
     }
 
-    /// Asks the server to stop; gives what `run` returns.
-    pub fn stop(self) -> impl Future<Output = std::io::Result<()>> {
+    /// Asks the server to stop, and waits until it has.
+    pub fn stop(self) -> impl Future<Output = Result<(), JoinError>> {
         let Self { stop, task, owner, .. } = self;
         stop.send(()).unwrap();
         async move {
-            let result = task.await.unwrap();
+            let result = task.await;
             drop(owner);
             result
         }

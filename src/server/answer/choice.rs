@@ -8,6 +8,7 @@ use super::stops::StopStrings;
 use super::transcript::{Entry, Released, TokenText, Transcript};
 use crate::engine::{Event, Finish, Score};
 use crate::server::observe::ChoiceWatch;
+use crate::server::wire::error::ApiError;
 use crate::server::wire::response::{FinishReason, Finished, StopReason};
 use crate::tokenizer::{Decoder, Tokenizer};
 
@@ -98,15 +99,15 @@ impl Choice {
         }
     }
 
-    /// The pieces as they come, the last with its finish reason; an error's message ends them.
-    pub(in crate::server) fn into_pieces(self) -> impl Stream<Item = Result<Piece, String>> + Send {
+    /// The pieces as they come, the last with its finish reason; an error ends them.
+    pub(in crate::server) fn into_pieces(self) -> impl Stream<Item = Result<Piece, ApiError>> + Send {
         stream::unfold((self, true), async |(mut choice, is_first)| {
             let piece = choice.next(is_first).await?;
             Some((piece, (choice, false)))
         })
     }
 
-    async fn next(&mut self, is_first: bool) -> Option<Result<Piece, String>> {
+    async fn next(&mut self, is_first: bool) -> Option<Result<Piece, ApiError>> {
         let mut piece = Piece::new(self.index);
         piece.prompt = is_first.then(|| Arc::clone(&self.prompt));
         // A token that shows nothing yet, the first half of a character say, goes with what follows.
@@ -119,17 +120,17 @@ impl Choice {
                 Some(Event::Prompt(scores)) => self.echo(scores, &mut piece),
                 Some(Event::Token { id, score }) => self.token(id, score, &mut piece),
                 Some(Event::Done(finish)) => self.done(finish, &mut piece),
-                Some(Event::Failed(message)) => return self.fail(message),
-                None => return self.fail("the engine has died".into()),
+                Some(Event::Failed(failure)) => return self.fail(failure.into()),
+                None => return self.fail(ApiError::internal("the engine has died")),
             }
         }
         Some(Ok(piece))
     }
 
-    fn fail(&mut self, message: String) -> Option<Result<Piece, String>> {
+    fn fail(&mut self, error: ApiError) -> Option<Result<Piece, ApiError>> {
         self.events = None;
         self.watch.finished("error");
-        Some(Err(message))
+        Some(Err(error))
     }
 
     /// The prompt, with its scores if there are any, if it is to be echoed and has not been.

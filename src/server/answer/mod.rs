@@ -22,7 +22,7 @@ use choice::Piece;
 pub(in crate::server) struct Answer {
     head: Head,
     /// The pieces of all of its choices, as they come.
-    pieces: BoxStream<'static, Result<Piece, String>>,
+    pieces: BoxStream<'static, Result<Piece, ApiError>>,
     tally: Tally,
     samples: Samples,
     stream: Option<StreamOptions>,

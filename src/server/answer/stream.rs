@@ -3,7 +3,6 @@ use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
 
 use super::Answer;
-use crate::server::wire::error::ApiError;
 use crate::server::wire::request::StreamOptions;
 use crate::server::wire::response::{Body, Form, Usage};
 
@@ -53,9 +52,9 @@ impl Streamed {
                     self.answer.tally.add(&piece);
                     Some(event(&self.answer.head.chunk(piece, self.usage())))
                 }
-                Some(Err(message)) => {
+                Some(Err(error)) => {
                     self.next = Next::End;
-                    Some(Event::default().json_data(ApiError::internal(message).body()))
+                    Some(Event::default().json_data(error.body()))
                 }
                 None if self.options.include_usage => {
                     self.next = Next::Done;

@@ -10,7 +10,7 @@ use crate::server::wire::error::ApiError;
 pub(super) async fn whole(answer: Answer) -> Result<Response, ApiError> {
     let Answer { head, mut pieces, mut tally, samples, .. } = answer;
     let mut choices: Vec<Option<Piece>> = Vec::new();
-    while let Some(piece) = pieces.try_next().await.map_err(ApiError::internal)? {
+    while let Some(piece) = pieces.try_next().await? {
         tally.add(&piece);
         if choices.len() <= piece.index {
             choices.resize_with(piece.index + 1, || None);

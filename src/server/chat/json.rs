@@ -7,6 +7,7 @@ use serde_json::Serializer;
 use serde_json::ser::{Formatter, PrettyFormatter};
 
 /// The filter `tojson` as Hugging Face's library has it: as Python's `json.dumps` writes, and without escapes for HTML.
+#[expect(clippy::needless_pass_by_value, reason = "a filter takes its keywords so")]
 pub(super) fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let mut bytes = Vec::new();

@@ -110,7 +110,9 @@ mod tests {
         page.sample(&COUNTED, &["x", "1"], 2.0);
         page.sample(&COUNTED, &["\"\\\n", "é"], f64::INFINITY);
         let histogram = Histogram::default();
-        [0, 30, 40, 1_000_000_000].map(|micros| histogram.add(Duration::from_micros(micros)));
+        [0, 30, 40, 1_000_000_000]
+            .into_iter()
+            .for_each(|micros| histogram.add(Duration::from_micros(micros)));
         page.histogram(&TIMED, &histogram.get());
         let text = page.into_text();
         let start = "# HELP counted_total Counted.\n# TYPE counted_total counter\ncounted_total{a=\"x\",b=\"1\"} 2\n\

@@ -8,6 +8,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 
 use super::{Observe, Record};
+use crate::server::guard::request_id::RequestId;
 
 /// Where a request without a route is counted: paths are as many as clients make up.
 const NO_ROUTE: &str = "unmatched";
@@ -19,9 +20,9 @@ pub(in crate::server) async fn layer(
     next: Next,
 ) -> Response {
     let route = request.extensions().get::<MatchedPath>().map_or(NO_ROUTE, MatchedPath::as_str).to_owned();
-    let id = request.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let id = request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();
     #[cfg_attr(not(feature = "otel"), expect(unused_mut, reason = "only a trace is added"))]
-    let mut record = Record::new(&observe, id.to_owned(), name(request.method()), route);
+    let mut record = Record::new(&observe, id, name(request.method()), route);
     #[cfg(feature = "otel")]
     {
         record.origin = Some(super::Traces::origin(request.headers()));

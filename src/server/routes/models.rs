@@ -65,20 +65,3 @@ fn describe(app: &App) -> Value {
     }
     model
 }
-
-/// `GET /health`: whether requests are served, and how many are; and whether the table can be trusted.
-pub(in crate::server) async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
-    if !app.engine.is_alive() {
-        return Err(ApiError::unavailable("the engine has stopped"));
-    }
-    let mut health =
-        json!({"status": "ok", "running": app.engine.running(), "waiting": app.engine.waiting()});
-    if let Some(live) = &app.table {
-        let table = live.get();
-        table.check().map_err(|error| ApiError::unavailable(error.to_string()))?;
-        // Another file lies there by now, and a reload would take it.
-        let (mode, replaced) = (live.placement().to_string(), table.is_replaced());
-        health["table"] = json!({"path": table.path(), "mode": mode, "replaced": replaced});
-    }
-    Ok(Json(health))
-}

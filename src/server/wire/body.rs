@@ -1,19 +1,11 @@
 use std::ops::RangeInclusive;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{Request, header};
-use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Number, Value};
 
 use super::error::ApiError;
-
-/// The largest body that is taken, in bytes: room for a million token ids.
-pub(in crate::server) const BODY_LIMIT: usize = 8 << 20;
-
-/// How much of a larger body is read and thrown away. A client that is still sending when the connection closes would
-/// see a reset instead of the answer.
-const DISCARD_LIMIT: usize = 64 << 20;
 
 /// The most characters of a parser's message: it may quote what it found.
 const MESSAGE_LIMIT: usize = 300;
@@ -126,17 +118,8 @@ fn check_content_type(request: &Request<Body>) -> Result<(), ApiError> {
     if is_json { Ok(()) } else { Err(ApiError::wrong_content_type(&text)) }
 }
 
-async fn read_all(body: Body) -> Result<Vec<u8>, ApiError> {
-    let mut stream = body.into_data_stream();
-    let (mut bytes, mut seen) = (Vec::new(), 0);
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|error| ApiError::bad_request(format!("the body broke off: {error}")))?;
-        seen += chunk.len();
-        if seen <= BODY_LIMIT {
-            bytes.extend_from_slice(&chunk);
-        } else if seen > DISCARD_LIMIT {
-            break;
-        }
-    }
-    if seen <= BODY_LIMIT { Ok(bytes) } else { Err(ApiError::too_large(BODY_LIMIT)) }
+/// The whole body, which `guard` has read and found to be of a size that is taken.
+async fn read_all(body: Body) -> Result<Bytes, ApiError> {
+    let broken = |error| ApiError::bad_request(format!("the body broke off: {error}"));
+    axum::body::to_bytes(body, usize::MAX).await.map_err(broken)
 }

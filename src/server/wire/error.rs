@@ -3,7 +3,7 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Failure};
 
 /// An error as OpenAI's clients expect it: a status, and `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Debug)]
@@ -89,6 +89,28 @@ impl ApiError {
         )
     }
 
+    /// There is no key, or it is none of ours. What was sent is not repeated: it may be a slip of a real one.
+    pub(in crate::server) fn unauthorized(message: impl Into<String>) -> Self {
+        Self { code: Some("invalid_api_key"), ..Self::new(StatusCode::UNAUTHORIZED, message) }
+    }
+
+    /// The body did not come in time.
+    pub(in crate::server) fn slow_body(seconds: f64) -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, format!("the body did not arrive within {seconds} s"))
+    }
+
+    /// As many requests are being answered as may be.
+    pub(in crate::server) fn busy(most: usize) -> Self {
+        let message = format!("the server is busy: it answers {most} requests at a time; try again later");
+        Self { code: Some("too_many_requests"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+    }
+
+    /// The answer took longer than it may.
+    pub(in crate::server) fn overdue(seconds: f64) -> Self {
+        let message = format!("the request was not answered within {seconds} s, and was given up");
+        Self { code: Some("request_timeout"), ..Self::new(StatusCode::GATEWAY_TIMEOUT, message) }
+    }
+
     /// The server's own fault.
     pub(in crate::server) fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
@@ -115,7 +137,7 @@ impl ApiError {
     pub(in crate::server) fn of_engine(error: &EngineError, source: &'static str) -> Self {
         let message = error.to_string();
         match error {
-            EngineError::QueueFull { .. } => {
+            EngineError::QueueFull { .. } | EngineError::TooManyTokens { .. } => {
                 Self { code: Some("queue_full"), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
             }
             EngineError::Stopped => Self::unavailable(message),
@@ -127,11 +149,33 @@ impl ApiError {
     }
 }
 
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        let message = failure.to_string();
+        match failure {
+            Failure::Expired(_) => Self { code: Some("queue_timeout"), ..Self::unavailable(message) },
+            Failure::Stopped => Self::unavailable(message),
+            Failure::Model(_) => Self::internal(message),
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
-        if self.status == StatusCode::TOO_MANY_REQUESTS {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        let headers = response.headers_mut();
+        match self.status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            // What of the body is still to come would be taken for the next request.
+            StatusCode::REQUEST_TIMEOUT => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
         }
         response
     }
