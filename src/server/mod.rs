@@ -32,10 +32,7 @@ use routes::{admin, docs, fgrams, health, models, tokenize};
 use wire::error::ApiError;
 
 pub use chat::Chat;
-<<<<<<< HEAD
-=======
 pub use guard::{Access, Cors, CorsError, Guard, Keys, KeysError, Limits, Stopping, Tls, TlsError};
->>>>>>> main
 #[cfg(feature = "otel")]
 pub use observe::Traces;
 pub use observe::{Observe, names};
