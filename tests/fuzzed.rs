@@ -163,12 +163,18 @@ fn complaint(request: &Value, status: u16, kind: &str, text: &str) -> Option<Str
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3000, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 3000,
+        max_shrink_iters: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn every_answer_is_of_the_right_shape(body in request()) {
+        let server = &*SERVER;
         let (status, kind, text) = RUNTIME.block_on(async {
-            let response = SERVER.send(&body).await;
+            let response = server.send(&body).await;
             let kind = response.headers().get("content-type").map_or("", |kind| kind.to_str().unwrap()).to_owned();
             (response.status().as_u16(), kind, response.text().await.unwrap())
         });

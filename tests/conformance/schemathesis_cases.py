@@ -26,7 +26,7 @@ def run(seed):
         command = [Path(sys.executable).parent / "schemathesis", "run", f"{URL}/openapi.json", "--checks", CHECKS]
         command += ["--max-examples", str(EXAMPLES), "--seed", str(seed), "--phases", "examples,coverage,fuzzing"]
         command += ["--continue-on-failure", "--request-timeout", "60", "--warnings", "off"]
-        status = subprocess.run([*command, "--report", "json", "--report-json-path", report]).returncode
+        status = subprocess.run([*command, "--report", "json", "--report-json-path", report], cwd=directory).returncode
         result = json.loads(report.read_text())
     cases = result["test_cases"]
     failed = max(cases["with_failures"] + cases["errored"] + (result["operations"] or {"errored": 1})["errored"], int(status != 0))
