@@ -54,11 +54,11 @@ async fn leave(server: &Process, state: usize) {
         5 => {
             let socket = server.say(&whole).await;
             tokio::time::sleep(Duration::from_millis(50)).await;
-            reset(socket);
+            reset(&socket);
         }
         // In the middle of the stream.
         6 => drop(after_first_bytes(server.say(&streamed).await).await),
-        7 => reset(after_first_bytes(server.say(&streamed).await).await),
+        7 => reset(&after_first_bytes(server.say(&streamed).await).await),
         // In the middle of a stream that is not read, having closed one side only.
         8 => {
             let mut socket = server.say(&streamed).await;
@@ -75,8 +75,8 @@ async fn after_first_bytes(mut socket: TcpStream) -> TcpStream {
     socket
 }
 
-/// Closes with a reset, as a client that crashed does.
-fn reset(socket: TcpStream) {
+/// Makes the socket close with a reset, as a client that crashed does.
+fn reset(socket: &TcpStream) {
     socket.set_zero_linger().unwrap();
 }
 
@@ -233,7 +233,7 @@ async fn what_was_taken_is_finished_before_the_end() {
     let server = Process::start(&["--max-sequences", "8", "--max-queue", "400", "--drain-timeout", "300s"]);
     let answered = Arc::new(AtomicUsize::new(0));
     let ask = |i: usize| {
-        let mut body = long(i % 2 == 0);
+        let mut body = long(i.is_multiple_of(2));
         body["max_tokens"] = json!(400);
         let request = server.client.post(format!("{}/v1/completions", server.url)).json(&body);
         let answered = Arc::clone(&answered);
