@@ -5,6 +5,7 @@
 mod common;
 
 use std::future::Future;
+use std::time::Duration;
 
 use common::{HashModel, MODEL, Server, start, start_as, start_with};
 use reqwest::{Method, Response};
@@ -330,9 +331,15 @@ async fn answers_have_the_form_that_the_document_says() {
             assert_eq!(status, expected, "{path} {kind}");
         }
     }
-    let full = start_with(HashModel::new(1), 1).await;
-    let many = json!({"prompt": vec!["the"; 100]});
-    let refused = post(&full, "/v1/completions", &many).await.unwrap();
+    let full = start_with(HashModel::slow(1, Duration::from_millis(10)), 2).await;
+    let long = json!({"prompt": [1], "max_tokens": 200, "ignore_eos": true, "stream": true});
+    let _running = post(&full, "/v1/completions", &long).await.unwrap();
+    full.wait_for(1, 0).await;
+    let _waiting = [
+        post(&full, "/v1/completions", &long).await.unwrap(),
+        post(&full, "/v1/completions", &long).await.unwrap(),
+    ];
+    let refused = post(&full, "/v1/completions", &long).await.unwrap();
     assert!(refused.headers()["retry-after"].to_str().unwrap().parse::<u32>().is_ok());
     assert_eq!(document.check("/v1/completions", "post", refused).await, 429);
 }

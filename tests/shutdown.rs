@@ -161,12 +161,16 @@ struct Process {
 
 impl Process {
     fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[])
+    }
+
+    fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut command = Command::new(env!("CARGO_BIN_EXE_scone"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SCONE_")) {
             command.env_remove(name);
         }
-        command.current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).envs(variables.iter().copied());
         command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut line = String::new();
@@ -244,4 +248,22 @@ async fn a_second_signal_ends_it_at_once() {
     until(&client, &process.url, "/ready", 503).await;
     process.terminate();
     assert_eq!(process.ended().await.code(), Some(128 + libc::SIGTERM));
+}
+
+#[tokio::test]
+async fn systemd_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let told = || {
+        let mut text = [0; 100];
+        let length = socket.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..length]).trim().to_owned()
+    };
+    let mut process = Process::start_with(&[], &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
+    assert_eq!(told(), "READY=1");
+    process.terminate();
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(process.ended().await.code(), Some(0));
 }

@@ -25,6 +25,7 @@ fn join(chunks: &[Value], index: usize) -> Value {
         joined["text"] =
             json!(joined["text"].as_str().unwrap().to_owned() + choice["text"].as_str().unwrap());
         joined["finish_reason"] = choice["finish_reason"].clone();
+        joined["stop_reason"] = choice["stop_reason"].clone();
         for (name, list) in choice["logprobs"].as_object().into_iter().flatten() {
             joined["logprobs"][name].as_array_mut().unwrap().extend(list.as_array().unwrap().iter().cloned());
         }

@@ -120,6 +120,7 @@ async fn a_table_that_is_cut_fails_requests_until_it_is_reloaded() {
             let (status, answer) = server.get("/health").await;
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
             assert!(message(&answer).contains("table.safetensors"), "{answer}");
+            assert_eq!(server.get("/ready").await.0, StatusCode::SERVICE_UNAVAILABLE);
         }
         let (status, answer) = server.post("/admin/table", &json!({})).await;
         assert_eq!(status, StatusCode::CONFLICT, "{answer}");
@@ -130,6 +131,7 @@ async fn a_table_that_is_cut_fails_requests_until_it_is_reloaded() {
         assert_eq!((status, &answer["path"]), (StatusCode::OK, &json!(table)), "{answer}");
         assert_eq!((&answer["dtype"], &answer["bytes"]), (&json!("f32"), &json!(whole.len())));
         assert_eq!(server.get("/health").await.0, StatusCode::OK);
+        assert_eq!(server.get("/ready").await.0, StatusCode::OK);
         texts.push(server.text().await);
     }
     texts.dedup();

@@ -116,6 +116,7 @@ mod tests {
         let tokenizer = Arc::new(bytes_and_a_few_merges());
         proptest!(|(text in "\\PC{0,40}")| {
             let ids = tokenizer.encode(&text).unwrap();
+            prop_assert!((text.len() / 50..=ids.len()).contains(&tokenizer.least_tokens(&text)));
             let mut decoder = Decoder::new(Arc::clone(&tokenizer));
             let mut pieces: Vec<String> = ids.iter().filter_map(|&id| decoder.push(id)).collect();
             pieces.extend(decoder.finish());

@@ -75,8 +75,20 @@ fn environment(template: &str) -> Result<Environment<'static>, Error> {
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     environment.add_filter("tojson", json::to_json);
-    environment.add_template_owned(NAME, template.to_owned())?;
+    environment.add_template_owned(NAME, without_marks(template))?;
     Ok(environment)
+}
+
+/// The template with a block that always applies where Hugging Face's own tag marks the assistant's words, for training.
+fn without_marks(template: &str) -> String {
+    let mut template = template.to_owned();
+    for (mark, block) in [("generation", "if true"), ("endgeneration", "endif")] {
+        for (open, close) in [("{%", "%}"), ("{%-", "%}"), ("{%", "-%}"), ("{%-", "-%}")] {
+            template =
+                template.replace(&format!("{open} {mark} {close}"), &format!("{open} {block} {close}"));
+        }
+    }
+    template
 }
 
 fn raise_exception(message: &str) -> Result<String, Error> {

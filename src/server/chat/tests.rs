@@ -57,6 +57,7 @@ fn what_templates_call_is_there() {
         ),
         ("{{ strftime_now('%Y') | length }}{{ tools is defined and tools }}", "4false"),
         ("{% for key, value in messages[0].items() %}{{ key }} {% endfor %}", "content role "),
+        ("{%- generation %}{{ messages[0].role }}{% endgeneration -%}\n!", "user!"),
         ("{% macro say(m) %}[{{ m.role }}]{% endmacro %}{{ say(messages[0]) }}", "[user]"),
     ] {
         assert_eq!(render(template, messages.clone()).as_deref(), Ok(expected), "{template}");

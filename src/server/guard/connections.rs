@@ -46,7 +46,7 @@ struct Shared {
     routes: OnceLock<Router>,
     /// What answers until then.
     loading: Router,
-    /// Held by the listener and by every connection that has had a request: the server waits for these in the end.
+    /// To be held by every connection that has had a request: the server waits for these in the end.
     busy: mpsc::WeakSender<Infallible>,
 }
 
