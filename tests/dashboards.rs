@@ -80,7 +80,9 @@ impl Server {
         let start = Instant::now();
         loop {
             let page = self.scrape().await;
-            if page.value("scone_request_success_total", &[("finished_reason", reason)]) >= count {
+            // What the engine counts is there when it has nothing more to do.
+            let is_idle = page.value("scone_num_requests_running", &[]) == 0.0;
+            if is_idle && page.value("scone_request_success_total", &[("finished_reason", reason)]) >= count {
                 return page;
             }
             assert!(start.elapsed() < Duration::from_secs(20), "{reason}");
@@ -88,11 +90,20 @@ impl Server {
         }
     }
 
-    /// The lines of the log that tell of requests.
-    fn lines(&self) -> Vec<Value> {
-        let log = std::fs::read_to_string(&self.log).unwrap();
-        let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.filter(|line| line["target"] == "scone::request").collect()
+    /// The lines of the log that tell of requests, once that of the request `last` is there.
+    fn lines(&self, last: &str) -> Vec<Value> {
+        let start = Instant::now();
+        loop {
+            let log = std::fs::read_to_string(&self.log).unwrap();
+            let whole = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let lines = whole.map(|line| serde_json::from_str::<Value>(line).expect("every line is JSON"));
+            let lines: Vec<Value> = lines.filter(|line| line["target"] == "scone::request").collect();
+            if lines.iter().any(|line| line["id"] == last) {
+                return lines;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "no line of {last}: {log}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -292,7 +303,7 @@ async fn who_goes_away_is_counted_and_logged_and_nothing_of_what_was_said() {
     assert_eq!(server.post("wrong", &json!({"prompt": {"secret": 1}})).await.status(), 400);
     server.scrape_after("length", 2.0).await;
 
-    let lines = server.lines();
+    let lines = server.lines("wrong");
     let line = |id: &str| lines.iter().find(|line| line["id"] == id).unwrap();
     let gone = line("gone");
     assert_eq!(

@@ -161,10 +161,10 @@ struct Process {
 
 impl Process {
     fn start(arguments: &[&str]) -> Self {
-        Self::start_with(arguments, &[])
+        Self::start_with(arguments, &[], Stdio::null())
     }
 
-    fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+    fn start_with(arguments: &[&str], variables: &[(&str, &str)], log: Stdio) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut command = Command::new(env!("CARGO_BIN_EXE_scone"));
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SCONE_")) {
@@ -172,7 +172,7 @@ impl Process {
         }
         command.current_dir(env!("CARGO_MANIFEST_DIR")).envs(variables.iter().copied());
         command.args(["serve", "--listen", "127.0.0.1:0"]).args(arguments);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let url = line.trim().strip_prefix("listening on ").expect("it serves").to_owned();
@@ -241,6 +241,26 @@ async fn a_signal_under_load_loses_no_request_that_was_let_in() {
 }
 
 #[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_nobody() {
+    for is_closed in [true, false] {
+        let mut process = Process::start_with(&[], &[], Stdio::piped());
+        let unread = process.child.stderr.take().filter(|_| !is_closed);
+        let client = Client::new();
+        // More lines than a pipe holds.
+        for i in 0..1000 {
+            let url = format!("{}/nothing/{i}", process.url);
+            assert_eq!(client.get(url).send().await.unwrap().status(), StatusCode::NOT_FOUND);
+        }
+        let body = json!({"prompt": "Once", "max_tokens": 3});
+        let answer = client.post(format!("{}/v1/completions", process.url)).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        process.terminate();
+        assert_eq!(process.ended().await.code(), Some(0));
+        drop(unread);
+    }
+}
+
+#[tokio::test]
 async fn a_second_signal_ends_it_at_once() {
     let mut process = Process::start(&["--shutdown-delay", "1h"]);
     let client = Client::new();
@@ -261,7 +281,7 @@ async fn systemd_is_told() {
         let length = socket.recv(&mut text).unwrap();
         String::from_utf8_lossy(&text[..length]).trim().to_owned()
     };
-    let mut process = Process::start_with(&[], &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
+    let mut process = Process::start_with(&[], &[("NOTIFY_SOCKET", path.to_str().unwrap())], Stdio::null());
     assert_eq!(told(), "READY=1");
     process.terminate();
     assert_eq!(told(), "STOPPING=1");

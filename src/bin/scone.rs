@@ -28,16 +28,16 @@ enum Command {
 }
 
 /// A server is told how to log, and starts it itself; the other commands log as little as they always do.
-fn start_logging(command: &Command) -> anyhow::Result<()> {
+fn start_logging(command: &Command) -> anyhow::Result<Option<log::WorkerGuard>> {
     match command {
-        Command::Serve(_) => Ok(()),
-        _ => log::Logging::default().start(),
+        Command::Serve(_) => Ok(None),
+        _ => log::Logging::default().start().map(Some),
     }
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = start_logging(&cli.command).and_then(|()| match cli.command {
+    let result = start_logging(&cli.command).and_then(|_log| match cli.command {
         Command::Serve(args) => serve::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Explain(args) => explain::run(&args),

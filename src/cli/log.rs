@@ -4,7 +4,12 @@ use std::io::IsTerminal;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use tracing_appender::non_blocking::NonBlockingBuilder;
+pub use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
+
+/// Lines that may wait to be written. Beyond them lines are lost, for a program that serves must not wait for whoever reads its log.
+const WAITING: usize = 16 << 10;
 
 /// What is logged, and how.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -29,22 +34,34 @@ pub enum LogFormat {
 }
 
 impl Logging {
-    /// Starts logging. To be called once.
+    /// Starts logging. To be called once. When what is returned is dropped, lines that wait are written.
     ///
     /// # Errors
     /// If the level says nothing that can be understood.
-    pub fn start(&self) -> Result<()> {
+    pub fn start(&self) -> Result<WorkerGuard> {
         let filter = match &self.log_level {
             Some(level) => EnvFilter::try_new(level).with_context(|| format!("--log-level {level}"))?,
-            None => EnvFilter::try_from_env("SCONE_LOG")
-                .or_else(|_| EnvFilter::try_from_default_env())
-                .unwrap_or_else(|_| EnvFilter::new("info")),
+            None => from_environment()?,
         };
-        let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        let (writer, guard) =
+            NonBlockingBuilder::default().buffered_lines_limit(WAITING).finish(std::io::stderr());
+        // An error of the writer would itself be printed, which ends the program where nobody reads any more.
+        let lines =
+            tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter).with_writer(writer);
         match self.log_format {
             LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
             LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).init(),
         }
-        Ok(())
+        Ok(guard)
     }
+}
+
+/// What the environment wants logged.
+fn from_environment() -> Result<EnvFilter> {
+    for name in ["SCONE_LOG", EnvFilter::DEFAULT_ENV] {
+        if let Ok(level) = std::env::var(name) {
+            return EnvFilter::try_new(&level).with_context(|| format!("{name}={level}"));
+        }
+    }
+    Ok(EnvFilter::new("info"))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
+use clap::builder::BoolishValueParser;
 
 use super::bytes::parse_bytes;
 use super::progress_bar;
@@ -34,10 +35,10 @@ pub(super) struct TableMode {
     #[arg(long, value_name = "SIZE", env = "SCONE_TABLE_PREFAULT", default_value = "256MiB", value_parser = parse_bytes)]
     table_prefault: u64,
     /// ram: rows in a private copy in huge pages, quicker to reach, instead of the page cache that processes share
-    #[arg(long, env = "SCONE_TABLE_HUGE_PAGES")]
+    #[arg(long, env = "SCONE_TABLE_HUGE_PAGES", value_parser = BoolishValueParser::new())]
     table_huge_pages: bool,
     /// ram: lock the shared rows in memory, so that nothing drives them out (needs a sufficient `ulimit -l`)
-    #[arg(long, env = "SCONE_TABLE_LOCK", conflicts_with = "table_huge_pages")]
+    #[arg(long, env = "SCONE_TABLE_LOCK", value_parser = BoolishValueParser::new(), conflicts_with = "table_huge_pages")]
     table_lock: bool,
 }
 

@@ -80,6 +80,7 @@ impl Engine {
             return Err(std::io::Error::other("the model has no place for a sequence's keys and values"));
         }
         let queue = Arc::new(Queue::new(Limits {
+            places: config.max_sequences,
             requests: config.max_queue,
             tokens: config.max_queue_tokens,
             time: config.queue_timeout,

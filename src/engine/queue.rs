@@ -42,6 +42,8 @@ impl Turn {
 /// What may wait.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
+    /// Sequences that run at a time: who comes while there is a place does not wait, though it may be a step until it runs.
+    pub(super) places: usize,
     /// Requests.
     pub(super) requests: usize,
     /// Tokens of their prompts.
@@ -94,13 +96,18 @@ impl Queue {
     }
 
     fn check(&self, state: &State, more: usize, more_tokens: usize) -> Result<(), EngineError> {
+        let Limits { places, requests: limit, .. } = self.limits;
+        let free = places.saturating_sub(state.running + state.parked);
         let waiting = state.waiting.len();
-        if waiting > 0 && waiting + more > self.limits.requests {
-            return Err(EngineError::QueueFull { waiting, limit: self.limits.requests });
+        if waiting == 0 || waiting + more <= free {
+            return Ok(());
         }
-        let waiting = tokens(&state.waiting);
-        if waiting > 0 && waiting.saturating_add(more_tokens) > self.limits.tokens {
-            return Err(EngineError::TooManyTokens { waiting, limit: self.limits.tokens });
+        if waiting + more > free.saturating_add(limit) {
+            return Err(EngineError::QueueFull { waiting: waiting.saturating_sub(free), limit });
+        }
+        let (waiting, limit) = (tokens(state.waiting.iter().skip(free)), self.limits.tokens);
+        if waiting > 0 && waiting.saturating_add(more_tokens) > limit {
+            return Err(EngineError::TooManyTokens { waiting, limit });
         }
         Ok(())
     }
@@ -196,7 +203,7 @@ mod tests {
     }
 
     fn queue(requests: usize, tokens: usize, time: Option<Duration>) -> Queue {
-        Queue::new(Limits { requests, tokens, time })
+        Queue::new(Limits { places: 0, requests, tokens, time })
     }
 
     #[test]
@@ -213,6 +220,17 @@ mod tests {
         let _alone = push(&queue, 50).unwrap();
         assert_eq!(queue.waiting(), 50);
         assert_eq!(queue.check_room(), Err(EngineError::QueueFull { waiting: 50, limit: 3 }));
+    }
+
+    #[test]
+    fn who_has_a_place_does_not_wait() {
+        let queue = Queue::new(Limits { places: 4, requests: 1, tokens: usize::MAX, time: None });
+        let five: Vec<_> = (0..5).map(|_| push(&queue, 1).unwrap()).collect();
+        assert_eq!(push(&queue, 1).unwrap_err(), EngineError::QueueFull { waiting: 1, limit: 1 });
+        assert_eq!(queue.take(4, 0, 0).unwrap().len(), 4);
+        assert_eq!(push(&queue, 1).unwrap_err(), EngineError::QueueFull { waiting: 1, limit: 1 });
+        drop(five);
+        push(&queue, 1).unwrap();
     }
 
     #[test]

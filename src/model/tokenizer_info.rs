@@ -46,6 +46,8 @@ enum Token {
 enum Templates {
     One(String),
     Named(Vec<Named>),
+    /// Neither: as good as none.
+    Other(serde::de::IgnoredAny),
 }
 
 #[derive(Deserialize)]
@@ -68,6 +70,7 @@ impl Templates {
         match self {
             Self::One(template) => Some(template),
             Self::Named(named) => named.into_iter().find(|one| one.name == "default").map(|one| one.template),
+            Self::Other(_) => None,
         }
     }
 }

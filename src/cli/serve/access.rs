@@ -13,7 +13,7 @@ const KEY_VARIABLES: [&str; 2] = ["SCONE_API_KEYS", "SCONE_API_KEY"];
 #[command(next_help_heading = "Access")]
 pub(super) struct AccessArgs {
     /// A file with the API keys of which a request must show one (`Authorization: Bearer KEY`), one a line, # before
-    /// comments; read again when it changes. SCONE_API_KEYS may have them instead, with commas between [default: none is
+    /// comments; read again when it changes. SCONE_API_KEYS or SCONE_API_KEY may have them instead, with commas between [default: none is
     /// asked for]
     #[arg(long, value_name = "FILE", env = "SCONE_API_KEYS_FILE")]
     api_keys_file: Option<PathBuf>,
@@ -24,10 +24,10 @@ pub(super) struct AccessArgs {
     #[arg(long, value_name = "ORIGIN", env = "SCONE_CORS_ORIGIN", value_delimiter = ',')]
     cors_origin: Vec<String>,
     /// A certificate, as PEM with those that vouch for it after it: serves HTTPS only; read again when it changes
-    #[arg(long, value_name = "FILE", env = "SCONE_TLS_CERT", requires = "tls_key")]
+    #[arg(long, value_name = "FILE", env = "SCONE_TLS_CERT")]
     tls_cert: Option<PathBuf>,
     /// The certificate's private key, as PEM
-    #[arg(long, value_name = "FILE", env = "SCONE_TLS_KEY", requires = "tls_cert")]
+    #[arg(long, value_name = "FILE", env = "SCONE_TLS_KEY")]
     tls_key: Option<PathBuf>,
 }
 
@@ -44,13 +44,19 @@ impl AccessArgs {
         };
         let tls = match (&self.tls_cert, &self.tls_key) {
             (Some(certificate), Some(key)) => Some(Tls::open(certificate, key)?),
-            _ => None,
+            (None, None) => None,
+            (Some(_), None) => bail!("--tls-cert needs --tls-key, the certificate's private key"),
+            (None, Some(_)) => bail!("--tls-key needs --tls-cert, the certificate that it belongs to"),
         };
         Ok(Access { keys, protected: self.protect.clone(), cors, tls })
     }
 
     fn keys(&self) -> Result<Option<Keys>> {
-        let variable = KEY_VARIABLES.iter().find_map(|name| Some((name, std::env::var_os(name)?)));
+        let mut variables = KEY_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+        let variable = variables.next();
+        if variables.next().is_some() {
+            bail!("there are API keys in {}: keep one of them", KEY_VARIABLES.join(" and in "));
+        }
         match (&self.api_keys_file, variable) {
             (Some(_), Some((name, _))) => {
                 bail!("there are API keys in a file and in {name}: keep one of them")

@@ -12,10 +12,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::FromArgMatches;
+use clap::builder::BoolishValueParser;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::DEFAULT_MODEL;
@@ -109,7 +110,7 @@ struct Steps {
     #[arg(long, value_name = "N", env = "SCONE_PREFILL_CHUNK", value_parser = at_least_one)]
     prefill_chunk: Option<usize>,
     /// Compute each prompt anew, even where an earlier one began with the same tokens
-    #[arg(long, env = "SCONE_NO_PREFIX_CACHE")]
+    #[arg(long, env = "SCONE_NO_PREFIX_CACHE", value_parser = BoolishValueParser::new())]
     no_prefix_cache: bool,
     /// Guess up to so many tokens ahead from what a text repeats of itself, and check them in one step; what is generated
     /// stays the same. 0 guesses none
@@ -126,15 +127,27 @@ pub fn run(args: &Args) -> Result<()> {
     // What clap has read into `args`: the sub-command's name and all after it.
     let given: Vec<OsString> = std::env::args_os().skip(1).collect();
     let matches = config_file::effective(&command, &given, args.config.as_deref())?;
+    let effective = Args::from_arg_matches(&matches)?;
+    check_endpoint(effective.otlp_endpoint.as_deref())?;
     if args.print_config {
         return Ok(super::print(config_file::to_toml(&command, &matches).trim_end())?);
     }
-    Args::from_arg_matches(&matches)?.start()
+    effective.start()
+}
+
+/// Refuses an address with a password in it, which would be shown wherever the address is. The message does not.
+fn check_endpoint(endpoint: Option<&str>) -> Result<()> {
+    let authority = endpoint.and_then(|endpoint| endpoint.split_once("://")?.1.split('/').next());
+    ensure!(
+        authority.is_none_or(|authority| !authority.contains('@')),
+        "--otlp-endpoint has a user or a password in it: headers for the collector belong into OTEL_EXPORTER_OTLP_HEADERS"
+    );
+    Ok(())
 }
 
 impl Args {
     fn start(&self) -> Result<()> {
-        self.logging.start()?;
+        let _log = self.logging.start()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let guard = Guard::new(self.admission.limits(), self.access.open()?, self.stopping.stopping());
         // Before the model is loaded: that the port is taken should not have to be waited for.
@@ -154,11 +167,20 @@ impl Args {
                 let _ = stopped.await;
             },
         ));
+        let signals = runtime.block_on(async { StopSignals::new() })?;
+        // Taken by a baseline too, which has nothing to reload: by default the signal would end it.
+        let hangup = runtime.block_on(async { signal(SignalKind::hangup()) })?;
+        let (ready, is_ready) = oneshot::channel();
+        let signals = runtime.spawn(signals.unless_loading(async {
+            let _ = is_ready.await;
+        }));
         let (engine, app) = self.load(Arc::clone(&guard))?;
+        let _ = ready.send(());
+        let signals = runtime.block_on(signals)?;
         let (table, observe) = (app.table.clone(), Arc::clone(&app.observe));
         // They fail only if the server has ended, which the last of these says.
         let _ = loaded.send(app);
-        runtime.block_on(until_stopped(&address, &guard, table.clone()))?;
+        runtime.block_on(until_stopped(&address, &guard, table.clone(), signals, hangup))?;
         let _ = stop.send(());
         runtime.block_on(served)?;
         tracing::info!("engine: {}", engine.handle().counters());
@@ -192,7 +214,8 @@ impl Args {
             created: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
         };
         let observe = observe(self.otlp_endpoint.as_deref(), &card.id)?;
-        eprint!("{}", describe(&card.id, &info, table.as_deref(), &engine.handle(), self.max_sequences));
+        let described = describe(&card.id, &info, table.as_deref(), &engine.handle(), self.max_sequences);
+        described.lines().for_each(|line| tracing::info!("{line}"));
         let app = App {
             engine: engine.handle(),
             tokenizer: Arc::new(tokenizer),
@@ -230,10 +253,13 @@ fn observe(endpoint: Option<&str>, _model: &str) -> Result<Arc<Observe>> {
 }
 
 /// Says that requests are served, looks after the table, and waits for a signal to stop.
-async fn until_stopped(address: &str, guard: &Guard, table: Option<Arc<LiveTable>>) -> Result<()> {
-    let signals = StopSignals::new()?;
-    // Taken by a baseline too, which has nothing to reload: by default the signal would end it.
-    let hangup = signal(SignalKind::hangup())?;
+async fn until_stopped(
+    address: &str,
+    guard: &Guard,
+    table: Option<Arc<LiveTable>>,
+    signals: StopSignals,
+    hangup: Signal,
+) -> Result<()> {
     if let Some(live) = table {
         tokio::spawn(watch(Arc::clone(&live)));
         tokio::spawn(reload_on_hangup(live, hangup));

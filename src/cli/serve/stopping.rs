@@ -1,3 +1,4 @@
+use std::future::Future;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -39,15 +40,23 @@ impl StopSignals {
     /// Waits for the first; a second one ends the program at once.
     pub(super) async fn stop(mut self) {
         self.next().await;
-        eprintln!("stopping: finishing the answers under way; a second signal ends them");
+        tracing::info!("stopping: finishing the answers under way; a second signal ends them");
         // A supervisor that is none is no reason not to stop.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         tokio::spawn(async move {
             let number = self.next().await;
-            eprintln!("stopping at once");
             // As a shell shows that a signal ended a program.
             std::process::exit(128 + number);
         });
+    }
+
+    /// These signals again once `loaded` is there; one that comes before ends the program.
+    pub(super) async fn unless_loading(mut self, loaded: impl Future<Output = ()>) -> Self {
+        tokio::select! {
+            biased;
+            () = loaded => self,
+            number = self.next() => std::process::exit(128 + number),
+        }
     }
 
     /// Waits for the next and gives its number.

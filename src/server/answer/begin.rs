@@ -126,7 +126,10 @@ impl Job {
         let kept = match self.generation.truncate {
             None => prompt.len(),
             Some(Truncate::To(count)) => count,
-            Some(Truncate::ToFit) => context.saturating_sub(asked.unwrap_or(DEFAULT_MAX_TOKENS)).max(1),
+            Some(Truncate::ToFit) => {
+                let usual = DEFAULT_MAX_TOKENS.max(self.generation.min_tokens);
+                context.saturating_sub(asked.unwrap_or(usual)).max(1)
+            }
         };
         prompt.drain(..prompt.len().saturating_sub(kept));
         let max_tokens = self.max_tokens(prompt.len(), context)?;

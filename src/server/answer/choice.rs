@@ -214,7 +214,11 @@ impl Common {
         let text = self.tokenizer.decode(&[id]);
         match self.tokenizer.id_to_token(id) {
             Some(name) if text.contains('\u{fffd}') => TokenText::Name(name),
-            _ => TokenText::Text(text),
+            _ => {
+                // Some decoders drop a space at the start of a text: what counts is what the token is in the middle of one.
+                let twice = self.tokenizer.decode(&[id, id]);
+                TokenText::Text(twice.strip_prefix(&text).map_or(text.clone(), str::to_owned))
+            }
         }
     }
 }

@@ -1,3 +1,4 @@
+use axum::http::{HeaderValue, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
@@ -36,7 +37,11 @@ pub(super) fn stream(answer: Answer, options: StreamOptions) -> Response {
     let events =
         stream::unfold(streamed, async |mut streamed| streamed.next().await.map(|event| (event, streamed)));
     // The comments of keep-alive also let a connection that died while its request waited be noticed.
-    Sse::new(events.boxed()).keep_alive(KeepAlive::default()).into_response()
+    let mut response = Sse::new(events.boxed()).keep_alive(KeepAlive::default()).into_response();
+    // Without the character set some clients take a text for Latin-1.
+    let kind = HeaderValue::from_static("text/event-stream; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }
 
 impl Streamed {

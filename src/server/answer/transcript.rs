@@ -7,6 +7,20 @@ pub(in crate::server) enum TokenText {
     Name(String),
 }
 
+impl TokenText {
+    /// Where in `text`, in characters, the token begins that made it certain: behind bytes of tokens before it that have
+    /// turned out to be no character.
+    fn start_in(&self, text: &str) -> usize {
+        match self {
+            Self::Text(own) => match text.strip_suffix(own.as_str()) {
+                Some(before) if before.ends_with('\u{fffd}') => before.chars().count(),
+                _ => 0,
+            },
+            Self::Name(_) => 0,
+        }
+    }
+}
+
 /// A token as a choice's `logprobs` show it.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::server) struct Entry {
@@ -97,7 +111,8 @@ impl Transcript {
     }
 
     fn append(&mut self, text: &str, entry: Option<Entry>) {
-        self.entries.extend(entry.map(|entry| Entry { offset: self.end, ..entry }));
+        self.entries
+            .extend(entry.map(|entry| Entry { offset: self.end + entry.token.start_in(text), ..entry }));
         self.held.push_str(text);
         self.end += text.chars().count();
     }
@@ -180,6 +195,19 @@ mod tests {
                 .unwrap();
             prop_assert_eq!(StopStrings::new(stops, false).held_back(&text), text.len() - expected);
         }
+    }
+
+    #[test]
+    fn a_token_begins_behind_broken_bytes_before_it() {
+        let mut transcript = Transcript::new(StopStrings::new(vec![], false));
+        let token = |text: &str| {
+            Some(Entry { token: TokenText::Text(text.into()), logprob: None, top: None, offset: 0 })
+        };
+        transcript.pass("", token("\u{fffd}"));
+        transcript.pass("\u{fffd} a", token(" a"));
+        transcript.pass(" time", token(" time"));
+        let offsets: Vec<usize> = transcript.release().entries.iter().map(|entry| entry.offset).collect();
+        assert_eq!(offsets, [0, 1, 3]);
     }
 
     #[test]

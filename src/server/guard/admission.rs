@@ -32,7 +32,7 @@ pub(super) async fn admit(State(app): State<Arc<App>>, request: Request, next: N
         biased;
         response = next.run(request) => {
             let (head, body) = response.into_parts();
-            let body = Body::new(Limited::new(&head, body, end, place));
+            let body = Body::new(Limited::new(&head, body, end, place, app.guard.limits.request_timeout));
             Response::from_parts(head, body)
         }
         error = &mut end => error.into_response(),

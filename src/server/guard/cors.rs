@@ -30,9 +30,12 @@ impl Cors {
             return Ok(Self { origins: AllowOrigin::any() });
         }
         let origins = origins.iter().map(|origin| {
+            let origin = origin.trim();
             let (_, host) = origin.split_once("://").unwrap_or_default();
+            let is_other = |c: char| c.is_whitespace() || c.is_ascii_uppercase() || "/?#@,".contains(c);
             let value = HeaderValue::from_str(origin).ok();
-            value.filter(|_| !host.is_empty() && !host.contains('/')).ok_or_else(|| CorsError(origin.clone()))
+            let value = value.filter(|_| !host.is_empty() && !host.contains(is_other));
+            value.ok_or_else(|| CorsError(origin.to_owned()))
         });
         Ok(Self { origins: AllowOrigin::list(origins.collect::<Result<Vec<_>, _>>()?) })
     }

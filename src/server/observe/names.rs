@@ -55,7 +55,7 @@ metrics! {
     // Requests.
     PROMPT_TOKENS = Counter "scone_prompt_tokens_total" [], "Prompt tokens of requests that got their turn; each prompt once, however many samples are taken of it.";
     GENERATION_TOKENS = Counter "scone_generation_tokens_total" [], "Tokens generated.";
-    REQUEST_SUCCESS = Counter "scone_request_success_total" ["finished_reason"], "Sequences that ended: stop, length, abort (the client went away), or error (the model failed, or the time in the queue was up).";
+    REQUEST_SUCCESS = Counter "scone_request_success_total" ["finished_reason"], "Sequences that ended: stop, length, abort (the client went away, or --request-timeout or the end of the drain cut its answer off), or error (the model failed, or the time in the queue was up).";
     TIME_TO_FIRST_TOKEN = Histogram "scone_time_to_first_token_seconds" [], "From a request's arrival to the first token of each of its sequences.";
     INTER_TOKEN_LATENCY = Histogram "scone_inter_token_latency_seconds" [], "From each token of a sequence to its next.";
     E2E_LATENCY = Histogram "scone_e2e_request_latency_seconds" [], "From a request's arrival to the end of each of its sequences.";

@@ -82,6 +82,11 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
     }
 
+    pub(in crate::server) fn encoded(found: &str) -> Self {
+        let message = format!("the body's content encoding is `{found}`; send it as it is, not compressed");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
+    }
+
     pub(in crate::server) fn too_large(limit: usize) -> Self {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,

@@ -72,6 +72,10 @@ fn take_best_of(fields: &mut Fields, generation: &Generation) -> Result<usize, A
 
 fn check_choices(prompts: usize, samples: usize, name: &'static str) -> Result<(), ApiError> {
     let most = generation::MAX_CHOICES;
+    if prompts > most {
+        let message = format!("`prompt` has {prompts} prompts; {most} choices are the most");
+        return Err(ApiError::invalid("prompt", message));
+    }
     if prompts.saturating_mul(samples) > most {
         let message = format!("{prompts} prompts with `{name}` = {samples} are more than {most} choices");
         return Err(ApiError::invalid(name, message));

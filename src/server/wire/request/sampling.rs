@@ -36,7 +36,7 @@ fn take_penalties(fields: &mut Fields) -> Result<Penalties, ApiError> {
 fn take_seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
     let Some(number) = fields.take::<Number>("seed")? else { return Ok(None) };
     let float = || {
-        let whole = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < 1e15);
+        let whole = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() <= 2f64.powi(53));
         whole.map(|float| (float as i64).cast_unsigned())
     };
     let seed = number.as_i64().map(i64::cast_unsigned).or_else(|| number.as_u64()).or_else(float);
