@@ -8,6 +8,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -20,6 +22,8 @@ use half::f16;
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
 pub use portable::Portable;
 
 /// Numbers of a vector.
@@ -153,6 +157,9 @@ pub enum Level {
     /// AVX2 with FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2<false>),
+    /// NEON.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
     /// Arrays, for the compiler to vectorise; the twin that the tests compare the others with.
     Portable(Portable),
 }
@@ -168,7 +175,9 @@ impl Level {
             Avx2::<false>::detect().map(Self::Avx2),
             Some(Self::Portable(Portable)),
         ];
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        let levels = [Some(Self::Neon(Neon)), Some(Self::Portable(Portable))];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let levels = [Some(Self::Portable(Portable))];
         levels.into_iter().flatten().collect()
     }
@@ -190,6 +199,8 @@ impl Level {
             Self::Avx2Vnni(_) => "AVX2 VNNI",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "AVX2",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "NEON",
             Self::Portable(_) => "portable",
         }
     }
@@ -206,6 +217,8 @@ impl Level {
             Self::Avx2Vnni(simd) => simd.vectorize(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(simd) => simd.vectorize(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd) => simd.vectorize(kernel),
             Self::Portable(simd) => simd.vectorize(kernel),
         }
     }

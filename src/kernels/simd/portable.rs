@@ -4,7 +4,7 @@ use half::f16;
 
 use super::{Kernel, LANES, Simd};
 
-/// Arrays: what compilers make NEON of, and what the other implementations are compared with.
+/// Arrays: for processors that have nothing else here, and what the other implementations are compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Portable;
 
@@ -28,7 +28,7 @@ impl Simd for Portable {
     type F32 = F32;
     type I32 = I32;
 
-    // NEON: 32 registers of four lanes.
+    // As for 32 registers of four lanes.
     const REGISTERS: usize = 8;
 
     #[inline(always)]
