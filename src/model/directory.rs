@@ -186,17 +186,19 @@ impl ModelDirectory {
         struct Output {
             #[serde(default)]
             residual_output: bool,
+            #[serde(default)]
+            own_embedding: bool,
+            output_size: Option<usize>,
         }
-        let Output { residual_output } =
+        let Output { residual_output, own_embedding, output_size } =
             serde_json::from_str(&text).map_err(|e| ModelError::config(&file, e.to_string()))?;
-        if decoder.hidden_size != self.config.hidden_size {
-            let why = format!(
-                "its width {} is not the main model's {}",
-                decoder.hidden_size, self.config.hidden_size
-            );
+        let width = output_size.unwrap_or(decoder.hidden_size);
+        if width != self.config.hidden_size {
+            let why = format!("its width {width} is not the main model's {}", self.config.hidden_size);
             return Err(ModelError::config(&file, why));
         }
-        Ok((FgramConfig { decoder, residual_output }, Checkpoint::open(&directory)?))
+        let config = FgramConfig { decoder, residual_output, own_embedding, output_size };
+        Ok((config, Checkpoint::open(&directory)?))
     }
 
     /// The identity that a table of this model must have; `fgrams` is that of the set.
@@ -206,7 +208,7 @@ impl ModelDirectory {
     pub fn identity(&self, fgrams: String) -> Result<Identity, ModelError> {
         let (config, weights) = self.fgram_files()?;
         let c = &config.decoder;
-        let shape = format!(
+        let mut shape = format!(
             "scone f-gram model 1: {} {} {} {} {} {} {} {} {}\0",
             c.hidden_size,
             c.intermediate_size,
@@ -218,6 +220,12 @@ impl ModelDirectory {
             c.rope_theta,
             config.residual_output
         );
+        if config.own_embedding {
+            shape.push_str(&format!(
+                "own embedding, output {}\0",
+                config.output_size.unwrap_or(c.hidden_size)
+            ));
+        }
         Ok(Identity {
             tokenizer: self.tokenizer.sha256().to_owned(),
             token_embedding: self.weights.tensor_sha256("model.embed_tokens.weight")?,

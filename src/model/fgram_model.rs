@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use hashbrown::HashMap;
 
 use super::decoder::GetParameter;
-use super::ops::{add, take_rows};
+use super::ops::{Linear, add, take_rows};
 use super::{Attend, Decoder, FgramConfig, ModelError, Tree};
 
 /// F-grams laid end to end, as the f-gram model reads them.
@@ -51,6 +51,11 @@ impl Grams {
         ends.collect()
     }
 
+    /// The last token of each.
+    fn last_tokens(&self) -> Vec<u32> {
+        self.ends().iter().map(|&end| self.tokens[end as usize]).collect()
+    }
+
     /// Their tree: its tokens by row, and the row of each f-gram's last token.
     fn tree(&self) -> (Tree, Vec<u32>, Vec<u32>) {
         let (mut tree, mut tokens) = (Tree::default(), Vec::new());
@@ -80,7 +85,10 @@ impl Grams {
 /// starts at 0, makes a run begin as its baseline.
 pub struct FgramModel {
     decoder: Decoder,
+    embedding: Option<Tensor>,
+    projection: Option<Linear>,
     gain: Option<Tensor>,
+    residual: bool,
     fixed: bool,
 }
 
@@ -90,13 +98,24 @@ impl FgramModel {
     /// # Errors
     /// Those of `get`.
     pub fn new(config: &FgramConfig, get: &mut GetParameter<'_>) -> Result<Self, ModelError> {
+        let (width, vocabulary) = (config.decoder.hidden_size, config.decoder.vocab_size);
         let decoder = Decoder::new(&config.decoder, get)?;
-        let gain = if config.residual_output {
-            Some(get("output_gain", &[config.decoder.hidden_size])?)
-        } else {
-            None
-        };
-        Ok(Self { decoder, gain, fixed: false })
+        let embedding = config
+            .own_embedding
+            .then(|| get("model.embed_tokens.weight", &[vocabulary, width]))
+            .transpose()?;
+        let projection = config.output_size.map(|d| get("output_proj.weight", &[d, width])).transpose()?;
+        let gain = (config.residual_output && projection.is_none())
+            .then(|| get("output_gain", &[width]))
+            .transpose()?;
+        Ok(Self {
+            decoder,
+            embedding,
+            projection: projection.map(Linear::new),
+            gain,
+            residual: config.residual_output,
+            fixed: false,
+        })
     }
 
     /// The same model with its weights [fixed](Decoder::fixed).
@@ -104,7 +123,8 @@ impl FgramModel {
     /// # Errors
     /// Where they are being trained.
     pub fn fixed(self) -> candle_core::Result<Self> {
-        Ok(Self { decoder: self.decoder.fixed()?, fixed: true, ..self })
+        let projection = self.projection.map(Linear::fixed).transpose()?;
+        Ok(Self { decoder: self.decoder.fixed()?, projection, fixed: true, ..self })
     }
 
     /// The embeddings `[f-grams, d]` of f-grams, given the token embedding `T` `[vocabulary, d]`. Differentiable in
@@ -113,20 +133,30 @@ impl FgramModel {
     /// # Errors
     /// Where a token is beyond `T`.
     pub fn embed(&self, token_embedding: &Tensor, grams: &Grams) -> candle_core::Result<Tensor> {
+        let tokens = self.embedding.as_ref().unwrap_or(token_embedding);
         let (x, h, last) = if self.fixed {
-            let (tree, tokens, ends) = grams.tree();
-            let x = take_rows(token_embedding, &Arc::new(tokens))?;
+            let (tree, ids, ends) = grams.tree();
+            let x = take_rows(tokens, &Arc::new(ids))?;
             let h = self.decoder.forward(&x, &Attend::Tree(&tree))?;
             (x, h, Arc::new(ends))
         } else {
-            let x = take_rows(token_embedding, &Arc::new(grams.tokens.clone()))?;
+            let x = take_rows(tokens, &Arc::new(grams.tokens.clone()))?;
             let h = self.decoder.forward(&x, &Attend::Whole(Arc::new(grams.lengths.clone())))?;
             (x, h, Arc::new(grams.ends()))
         };
         let h = take_rows(&h, &last)?;
-        match &self.gain {
-            Some(gain) => add(&take_rows(&x, &last)?, &self.decoder.norm_with_gain(&h, gain)?),
-            None => self.decoder.norm(&h),
+        let h = match (&self.projection, &self.gain) {
+            (Some(projection), _) => projection.forward(&self.decoder.norm(&h)?)?,
+            (None, Some(gain)) => self.decoder.norm_with_gain(&h, gain)?,
+            (None, None) => self.decoder.norm(&h)?,
+        };
+        if !self.residual {
+            return Ok(h);
         }
+        let x = match self.embedding {
+            None => take_rows(&x, &last)?,
+            Some(_) => take_rows(token_embedding, &Arc::new(grams.last_tokens()))?,
+        };
+        add(&x, &h)
     }
 }

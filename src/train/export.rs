@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 use serde_json::{Value, json};
 
-use super::checkpoint::State;
+use super::run::State;
 use super::{Parameters, RunConfig, TrainError};
 use crate::corpus::Dataset;
 use crate::fgram::FgramSet;
@@ -54,6 +54,8 @@ pub(super) fn write(
         std::fs::create_dir_all(&fgram_directory).map_err(TrainError::io(&fgram_directory))?;
         let mut value = hugging_face(&fgram.decoder, eos, &config.checkpoint.dtype)?;
         value["residual_output"] = fgram.residual_output.into();
+        value["own_embedding"] = fgram.own_embedding.into();
+        value["output_size"] = json!(fgram.output_size);
         write_json(&fgram_directory.join("config.json"), &value)?;
         write_weights(&fgram_directory.join("model.safetensors"), &parameters.values("fgram"), dtype)?;
         let scone = SconeConfig {

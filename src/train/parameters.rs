@@ -37,7 +37,7 @@ impl Parameters {
         let len: usize = shape.iter().product();
         let data = if name.ends_with("norm.weight") {
             vec![1.0; len]
-        } else if name.ends_with("output_gain") {
+        } else if name.ends_with("output_gain") || name.ends_with("output_proj.weight") {
             vec![0.0; len]
         } else {
             let residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");

@@ -116,6 +116,8 @@ pub fn write(directory: &Path, seed: u64, row_type: RowType) -> ModelDirectory {
     let fgram = FgramConfig {
         decoder: Config { max_position_embeddings: 4, ..config(tokenizer.vocab_size(), 2) },
         residual_output: true,
+        own_embedding: false,
+        output_size: None,
     };
     write_json(&directory.join("fgram_model/config.json"), &serde_json::to_value(&fgram).unwrap());
     let mut tensors = BTreeMap::new();

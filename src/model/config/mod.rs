@@ -174,4 +174,10 @@ pub struct FgramConfig {
     /// `x_n + gain * norm(h_n)` if true, `norm(h_n)` if false.
     #[serde(default)]
     pub residual_output: bool,
+    /// Whether it reads token embeddings of its own, of its own width, instead of the main model's.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub own_embedding: bool,
+    /// The main model's width, where that is not its own: then `output_proj` maps the one to the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_size: Option<usize>,
 }

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
-use super::TrainError;
 use super::permutation::{Permutation, mix};
 use crate::corpus::{Dataset, Shard, Tags};
+use crate::train::TrainError;
 
 /// Windows of equal length, laid end to end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,20 @@ pub struct Batch {
     pub matches: Vec<u8>,
     /// Tokens of a window.
     pub context: usize,
+}
+
+impl Batch {
+    /// Replaces a `share` of the matches by a shorter one, or none, at random: every prefix of a match's length is again
+    /// an f-gram, for the set is closed.
+    pub fn fall_back(&mut self, share: f64, seed: u64) {
+        let limit = (share * (1u64 << 32) as f64) as u64;
+        for (i, n) in self.matches.iter_mut().enumerate().filter(|(_, n)| **n >= 2) {
+            let random = mix(mix(seed) ^ i as u64);
+            if random >> 32 < limit {
+                *n = 1 + ((random & 0xffff_ffff) % u64::from(*n - 1)) as u8;
+            }
+        }
+    }
 }
 
 /// Cuts a split into windows of `context` tokens and one more to predict, and hands them out in shuffled order: each

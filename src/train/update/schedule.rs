@@ -1,4 +1,4 @@
-use super::OptimizerConfig;
+use crate::train::OptimizerConfig;
 
 /// The learning rate of an update (counted from 1): linear from 0 during the warm-up, then half a cosine down to
 /// `final_share` of the largest.

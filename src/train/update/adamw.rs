@@ -4,8 +4,8 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var};
 use rayon::prelude::*;
 
-use super::OptimizerConfig;
 use crate::model::ops::contiguous_mut;
+use crate::train::OptimizerConfig;
 
 /// Elements a task handles.
 const CHUNK: usize = 32 * 1024;
@@ -14,7 +14,7 @@ const CHUNK: usize = 32 * 1024;
 pub struct AdamW {
     config: OptimizerConfig,
     /// First and second moments by parameter.
-    pub(super) moments: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
+    pub(in crate::train) moments: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
 }
 
 impl AdamW {

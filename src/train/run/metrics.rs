@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::TrainError;
 use crate::new_file;
+use crate::train::TrainError;
 
 /// One line of `metrics.jsonl`: an update, or a validation after it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -6,18 +6,18 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::{AdamW, Parameters, TrainError};
 use crate::new_file;
+use crate::train::{AdamW, Parameters, TrainError};
 
 /// Where a run stands, besides weights and moments. The data's position and the learning rate follow from the step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct State {
+pub(in crate::train) struct State {
     /// Updates done.
-    pub(super) step: u64,
+    pub(in crate::train) step: u64,
     /// The lowest validation loss so far, in nats a token, and its step.
-    pub(super) best: Option<(f64, u64)>,
+    pub(in crate::train) best: Option<(f64, u64)>,
     /// The configuration, as TOML: a checkpoint continues its own run only.
-    pub(super) config: String,
+    pub(in crate::train) config: String,
 }
 
 /// Writes parameters, moments and state into one safetensors file, beside and renamed: a kill leaves the old one.

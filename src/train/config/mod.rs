@@ -2,8 +2,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::TrainError;
 use crate::model::{Config, FgramConfig};
+use crate::train::TrainError;
 
 /// A run, as its TOML file says it. `scone-train fit --print-config` shows it in full.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -175,6 +175,15 @@ pub struct FgramSection {
     /// `x_n + gain * norm(h_n)` if true, `norm(h_n)` if false.
     #[serde(default = "yes")]
     pub residual_output: bool,
+    /// Whether it reads token embeddings of its own instead of the main model's.
+    #[serde(default)]
+    pub own_embedding: bool,
+    /// Its width, if it has embeddings of its own; the main model's if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hidden_size: Option<usize>,
+    /// The share of matches that are replaced by a shorter one at random, or none, in training.
+    #[serde(default)]
+    pub fallback: f64,
     /// The f-gram model's learning rate, as a share of the main model's. It works on the input of the whole network and
     /// bears less: at the baseline's best rate the gain was gone after two million tokens, at 0.3 of it it grew (see the
     /// card of `model_cards/default`).
@@ -227,6 +236,9 @@ impl RunConfig {
                 heads: None,
                 intermediate_size: None,
                 residual_output: yes(),
+                own_embedding: false,
+                hidden_size: None,
+                fallback: 0.0,
                 learning_rate_scale: fgram_rate(),
             }),
         }
@@ -241,6 +253,9 @@ impl RunConfig {
         self.model_config(2).check()?;
         if let Some(config) = self.fgram_config(2, crate::fgram::MAX_N) {
             config.decoder.check().map_err(|why| format!("[fgram] {why}"))?;
+            if config.output_size.is_some() && !config.own_embedding {
+                return Err("[fgram] hidden_size: another width needs own_embedding = true".into());
+            }
         }
         let t = &self.train;
         let need = |ok: bool, what: &str| if ok { Ok(()) } else { Err(what.to_owned()) };
@@ -287,15 +302,23 @@ impl RunConfig {
         let main = self.model_config(vocab_size);
         let heads = fgram.heads.unwrap_or(main.num_attention_heads);
         let kv_heads = if fgram.heads.is_some() { heads } else { main.kv_heads() };
+        let width = fgram.hidden_size.unwrap_or(main.hidden_size);
+        let output_size = (width != main.hidden_size).then_some(main.hidden_size);
         let decoder = Config {
+            hidden_size: width,
             num_hidden_layers: fgram.layers,
             num_attention_heads: heads,
             num_key_value_heads: Some(kv_heads),
-            head_dim: Some(main.hidden_size / heads.max(1)),
+            head_dim: Some(width / heads.max(1)),
             intermediate_size: fgram.intermediate_size.unwrap_or(main.intermediate_size),
             max_position_embeddings: max_n,
             ..main
         };
-        Some(FgramConfig { decoder, residual_output: fgram.residual_output })
+        Some(FgramConfig {
+            decoder,
+            residual_output: fgram.residual_output,
+            own_embedding: fgram.own_embedding,
+            output_size,
+        })
     }
 }
