@@ -2,7 +2,9 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::ops::{Linear, Rope, add, attention, rms_norm, rope, swiglu, tree_attention};
+use super::ops::{
+    Linear, Rope, add, attention, last_attention, rms_norm, rope, swiglu, take_rows, tree_attention,
+};
 use super::{Config, ModelError};
 
 /// Gives the parameter of a name and shape: from a file, or made and remembered by the trainer.
@@ -104,6 +106,28 @@ impl Decoder {
         Ok(x)
     }
 
+    /// The last hidden states of the last token of each sequence, `[sequences, d]`, for input embeddings `[tokens, d]`
+    /// of whole sequences of these lengths, up to 16 each. Differentiable; the last block is computed for those tokens
+    /// only, as nothing reads the others.
+    ///
+    /// # Errors
+    /// Where the shapes do not fit or a position is beyond the context.
+    pub fn forward_last(&self, x: &Tensor, lengths: &Arc<Vec<usize>>) -> candle_core::Result<Tensor> {
+        let attend = Attend::Whole(lengths.clone());
+        let positions = Arc::new(attend.positions());
+        let ends = lengths.iter().scan(0, |end, &n| {
+            *end += n as u32;
+            Some(*end - 1)
+        });
+        let ends = Arc::new(ends.collect::<Vec<u32>>());
+        let Some((last, others)) = self.blocks.split_last() else { return take_rows(x, &ends) };
+        let mut x = x.clone();
+        for block in others {
+            x = block.forward(&x, &self.rope, &positions, &attend)?;
+        }
+        last.forward_last(&x, &self.rope, &positions, lengths, &ends)
+    }
+
     /// The last norm.
     ///
     /// # Errors
@@ -177,6 +201,23 @@ impl Block {
         let parts = (0..tokens).step_by(ROWS);
         let parts = parts.map(|from| self.feed_forward(&x.narrow(0, from, ROWS.min(tokens - from))?));
         Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)
+    }
+
+    fn forward_last(
+        &self,
+        x: &Tensor,
+        angles: &Arc<Rope>,
+        positions: &Arc<Vec<u32>>,
+        lengths: &Arc<Vec<usize>>,
+        ends: &Arc<Vec<u32>>,
+    ) -> candle_core::Result<Tensor> {
+        let h = rms_norm(x, &self.attention_norm, self.eps)?;
+        let k = rope(&self.k.forward(&h)?, angles, positions)?;
+        let v = self.v.forward(&h)?;
+        let positions = Arc::new(ends.iter().map(|&end| positions[end as usize]).collect());
+        let q = rope(&self.q.forward(&take_rows(&h, ends)?)?, angles, &positions)?;
+        let mixed = last_attention(&q, &k, &v, lengths, self.head)?;
+        self.feed_forward(&add(&take_rows(x, ends)?, &self.o.forward(&mixed)?)?)
     }
 
     fn feed_forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {

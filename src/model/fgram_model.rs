@@ -41,19 +41,9 @@ impl Grams {
         &self.tokens[self.starts[i]..][..self.lengths[i]]
     }
 
-    /// The row of each f-gram's last token, laid end to end.
-    fn ends(&self) -> Vec<u32> {
-        let mut end = 0;
-        let ends = self.lengths.iter().map(|&n| {
-            end += n as u32;
-            end - 1
-        });
-        ends.collect()
-    }
-
     /// The last token of each.
     fn last_tokens(&self) -> Vec<u32> {
-        self.ends().iter().map(|&end| self.tokens[end as usize]).collect()
+        self.starts.iter().zip(&self.lengths).map(|(&start, &n)| self.tokens[start + n - 1]).collect()
     }
 
     /// Their tree: its tokens by row, and the row of each f-gram's last token.
@@ -134,17 +124,14 @@ impl FgramModel {
     /// Where a token is beyond `T`.
     pub fn embed(&self, token_embedding: &Tensor, grams: &Grams) -> candle_core::Result<Tensor> {
         let tokens = self.embedding.as_ref().unwrap_or(token_embedding);
-        let (x, h, last) = if self.fixed {
+        let h = if self.fixed {
             let (tree, ids, ends) = grams.tree();
             let x = take_rows(tokens, &Arc::new(ids))?;
-            let h = self.decoder.forward(&x, &Attend::Tree(&tree))?;
-            (x, h, Arc::new(ends))
+            take_rows(&self.decoder.forward(&x, &Attend::Tree(&tree))?, &Arc::new(ends))?
         } else {
             let x = take_rows(tokens, &Arc::new(grams.tokens.clone()))?;
-            let h = self.decoder.forward(&x, &Attend::Whole(Arc::new(grams.lengths.clone())))?;
-            (x, h, Arc::new(grams.ends()))
+            self.decoder.forward_last(&x, &Arc::new(grams.lengths.clone()))?
         };
-        let h = take_rows(&h, &last)?;
         let h = match (&self.projection, &self.gain) {
             (Some(projection), _) => projection.forward(&self.decoder.norm(&h)?)?,
             (None, Some(gain)) => self.decoder.norm_with_gain(&h, gain)?,
@@ -153,10 +140,6 @@ impl FgramModel {
         if !self.residual {
             return Ok(h);
         }
-        let x = match self.embedding {
-            None => take_rows(&x, &last)?,
-            Some(_) => take_rows(token_embedding, &Arc::new(grams.last_tokens()))?,
-        };
-        add(&x, &h)
+        add(&take_rows(token_embedding, &Arc::new(grams.last_tokens()))?, &h)
     }
 }

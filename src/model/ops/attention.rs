@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
@@ -24,12 +25,38 @@ pub fn attention(
     lengths: &Arc<Vec<usize>>,
     head: usize,
 ) -> Result<Tensor> {
-    q.apply_op3(k, v, Attention { lengths: lengths.clone(), head })
+    q.apply_op3(k, v, Attention { lengths: lengths.clone(), head, last: false })
+}
+
+/// As [`attention`], of the last token of each sequence only: `q` is `[sequences, heads * head]`. For sequences of at
+/// most 16 tokens, such as f-grams.
+pub fn last_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    lengths: &Arc<Vec<usize>>,
+    head: usize,
+) -> Result<Tensor> {
+    if lengths.iter().any(|n| !(1..=SHORT).contains(n)) {
+        bail!("last-attention is for sequences of 1 to {SHORT} tokens");
+    }
+    q.apply_op3(k, v, Attention { lengths: lengths.clone(), head, last: true })
 }
 
 struct Attention {
     lengths: Arc<Vec<usize>>,
     head: usize,
+    /// There is one query a sequence, its last token's.
+    last: bool,
+}
+
+/// Neighbouring sequences.
+struct Task<'a> {
+    lengths: &'a [usize],
+    /// Rows of keys and values.
+    rows: usize,
+    /// Rows of queries.
+    queries: usize,
 }
 
 /// The widths of the operands.
@@ -56,10 +83,10 @@ impl Dims {
 
 impl Attention {
     fn dims(&self, q: &Shape, k: &Shape, v: &Shape) -> Result<Dims> {
-        let ((tokens, q), (k_tokens, kv)) = (q.dims2()?, k.dims2()?);
+        let ((queries, q), (tokens, kv)) = (q.dims2()?, k.dims2()?);
         let sum: usize = self.lengths.iter().sum();
         if k.dims() != v.dims()
-            || k_tokens != tokens
+            || queries != self.queries(&self.lengths)
             || sum != tokens
             || kv == 0
             || q % kv != 0
@@ -73,40 +100,52 @@ impl Attention {
         Ok(Dims { head: self.head, q, kv, scale: 1.0 / (self.head as f32).sqrt() })
     }
 
-    /// The sequences, grouped into tasks of neighbours: the lengths and the rows of each task.
-    fn tasks(&self) -> Vec<(&[usize], usize)> {
+    /// How many queries sequences have.
+    fn queries(&self, lengths: &[usize]) -> usize {
+        if self.last { lengths.len() } else { lengths.iter().sum() }
+    }
+
+    /// The sequences, grouped into tasks of neighbours.
+    fn tasks(&self) -> Vec<Task<'_>> {
         let mut tasks = Vec::new();
         let (mut from, mut rows) = (0, 0);
         for (i, &length) in self.lengths.iter().enumerate() {
             rows += length;
             if rows >= TASK_ROWS || i + 1 == self.lengths.len() {
-                tasks.push((&self.lengths[from..=i], rows));
+                let lengths = &self.lengths[from..=i];
+                tasks.push(Task { lengths, rows, queries: self.queries(lengths) });
                 (from, rows) = (i + 1, 0);
             }
         }
         tasks
     }
+
+    /// Where the sequences of a task lie in its parts: the length and the first row that has a query; the elements of
+    /// the queries, and of keys or values.
+    fn places<'a>(
+        &'a self,
+        dims: Dims,
+        task: &'a Task<'a>,
+    ) -> impl Iterator<Item = (usize, usize, Range<usize>, Range<usize>)> + 'a {
+        let (mut row, mut query) = (0, 0);
+        task.lengths.iter().map(move |&n| {
+            let first = if self.last { n - 1 } else { 0 };
+            let (q, kv) = (query * dims.q, row * dims.kv);
+            (row, query) = (row + n, query + n - first);
+            (n, first, q..query * dims.q, kv..row * dims.kv)
+        })
+    }
 }
 
-/// Splits a buffer of rows of `width` by tasks.
-fn split_mut<'a>(mut data: &'a mut [f32], tasks: &[(&[usize], usize)], width: usize) -> Vec<&'a mut [f32]> {
-    let mut parts = Vec::with_capacity(tasks.len());
-    for &(_, rows) in tasks {
-        let (part, rest) = data.split_at_mut(rows * width);
-        parts.push(part);
-        data = rest;
-    }
-    parts
+/// Splits a buffer into the tasks' parts, of so many numbers each.
+fn split_mut<'a>(mut data: &'a mut [f32], parts: impl Iterator<Item = usize>) -> Vec<&'a mut [f32]> {
+    let split = parts.map(|len| data.split_off_mut(..len).unwrap_or_default());
+    split.collect()
 }
 
-fn split<'a>(mut data: &'a [f32], tasks: &[(&[usize], usize)], width: usize) -> Vec<&'a [f32]> {
-    let mut parts = Vec::with_capacity(tasks.len());
-    for &(_, rows) in tasks {
-        let (part, rest) = data.split_at(rows * width);
-        parts.push(part);
-        data = rest;
-    }
-    parts
+fn split<'a>(mut data: &'a [f32], parts: impl Iterator<Item = usize>) -> Vec<&'a [f32]> {
+    let split = parts.map(|len| data.split_off(..len).unwrap_or_default());
+    split.collect()
 }
 
 impl CustomOp3 for Attention {
@@ -126,19 +165,16 @@ impl CustomOp3 for Attention {
         let dims = self.dims(l1.shape(), l2.shape(), l3.shape())?;
         let (q, k, v) = (contiguous(s1, l1)?, contiguous(s2, l2)?, contiguous(s3, l3)?);
         let tasks = self.tasks();
+        let (queries, rows) =
+            (|| tasks.iter().map(|t| t.queries * dims.q), || tasks.iter().map(|t| t.rows * dims.kv));
         let mut out = vec![0f32; q.len()];
-        let inputs = split(q, &tasks, dims.q)
-            .into_iter()
-            .zip(split(k, &tasks, dims.kv))
-            .zip(split(v, &tasks, dims.kv));
-        let work: Vec<_> = split_mut(&mut out, &tasks, dims.q).into_iter().zip(inputs).zip(&tasks).collect();
-        work.into_par_iter().for_each(|((out, ((q, k), v)), &(lengths, _))| {
+        let inputs = split(q, queries()).into_iter().zip(split(k, rows())).zip(split(v, rows()));
+        let work: Vec<_> = split_mut(&mut out, queries()).into_iter().zip(inputs).zip(&tasks).collect();
+        work.into_par_iter().for_each(|((out, ((q, k), v)), task)| {
             let mut scratch = Vec::new();
-            let mut at = 0;
-            for &n in lengths {
-                let (rows, kv_rows) = (at * dims.q..(at + n) * dims.q, at * dims.kv..(at + n) * dims.kv);
+            for (n, first, rows, kv_rows) in self.places(dims, task) {
                 let sequence =
-                    Sequence { n, dims, q: &q[rows.clone()], k: &k[kv_rows.clone()], v: &v[kv_rows] };
+                    Sequence { n, first, dims, q: &q[rows.clone()], k: &k[kv_rows.clone()], v: &v[kv_rows] };
                 if n <= SHORT {
                     vectorized(
                         #[inline(always)]
@@ -147,7 +183,6 @@ impl CustomOp3 for Attention {
                 } else {
                     sequence.forward(&mut out[rows], &mut scratch);
                 }
-                at += n;
             }
         });
         Ok(output(out, l1.shape()))
@@ -166,23 +201,23 @@ impl CustomOp3 for Attention {
         let (qs, ks, vs, dos) = (q_e.read()?, k_e.read()?, v_e.read()?, do_e.read()?);
         let tasks = self.tasks();
         let (mut dq, mut dk, mut dv) = (vec![0f32; qs.len()], vec![0f32; ks.len()], vec![0f32; vs.len()]);
-        let gradients = split_mut(&mut dq, &tasks, dims.q)
+        let (queries, rows) =
+            (|| tasks.iter().map(|t| t.queries * dims.q), || tasks.iter().map(|t| t.rows * dims.kv));
+        let gradients = split_mut(&mut dq, queries())
             .into_iter()
-            .zip(split_mut(&mut dk, &tasks, dims.kv))
-            .zip(split_mut(&mut dv, &tasks, dims.kv));
-        let inputs = split(&qs, &tasks, dims.q)
+            .zip(split_mut(&mut dk, rows()))
+            .zip(split_mut(&mut dv, rows()));
+        let inputs = split(&qs, queries())
             .into_iter()
-            .zip(split(&ks, &tasks, dims.kv))
-            .zip(split(&vs, &tasks, dims.kv))
-            .zip(split(&dos, &tasks, dims.q));
+            .zip(split(&ks, rows()))
+            .zip(split(&vs, rows()))
+            .zip(split(&dos, queries()));
         let work: Vec<_> = gradients.zip(inputs).zip(&tasks).collect();
-        work.into_par_iter().for_each(|((((dq, dk), dv), (((q, k), v), dout)), &(lengths, _))| {
+        work.into_par_iter().for_each(|((((dq, dk), dv), (((q, k), v), dout)), task)| {
             let mut scratch = Vec::new();
-            let mut at = 0;
-            for &n in lengths {
-                let (rows, kv_rows) = (at * dims.q..(at + n) * dims.q, at * dims.kv..(at + n) * dims.kv);
-                let sequence =
-                    Sequence { n, dims, q: &q[rows.clone()], k: &k[kv_rows.clone()], v: &v[kv_rows.clone()] };
+            for (n, first, rows, kv_rows) in self.places(dims, task) {
+                let (q, k, v) = (&q[rows.clone()], &k[kv_rows.clone()], &v[kv_rows.clone()]);
+                let sequence = Sequence { n, first, dims, q, k, v };
                 let mut gradient = Gradient {
                     dout: &dout[rows.clone()],
                     dq: &mut dq[rows],
@@ -197,7 +232,6 @@ impl CustomOp3 for Attention {
                 } else {
                     sequence.backward(&mut gradient, &mut scratch);
                 }
-                at += n;
             }
         });
         let device = q.device();
@@ -209,10 +243,11 @@ impl CustomOp3 for Attention {
     }
 }
 
-/// One sequence: rows `0..n` of each operand.
+/// One sequence: rows `0..n` of keys and values, `first..n` of queries.
 #[derive(Clone, Copy)]
 struct Sequence<'a> {
     n: usize,
+    first: usize,
     dims: Dims,
     q: &'a [f32],
     k: &'a [f32],
@@ -237,7 +272,7 @@ impl Sequence<'_> {
     #[inline(always)]
     fn weights(&self, row: usize, h: usize, weights: &mut [f32; SHORT]) {
         let Dims { head, q: q_width, kv, scale, .. } = self.dims;
-        let q = self.head(self.q, row, q_width, h * head);
+        let q = self.head(self.q, row - self.first, q_width, h * head);
         for (j, weight) in weights[..=row].iter_mut().enumerate() {
             *weight = dot(q, self.head(self.k, j, kv, self.dims.kv_at(h))) * scale;
         }
@@ -249,9 +284,9 @@ impl Sequence<'_> {
         let Dims { head, q: q_width, kv, .. } = self.dims;
         let mut weights = [0f32; SHORT];
         for h in 0..self.dims.heads() {
-            for row in 0..self.n {
+            for row in self.first..self.n {
                 self.weights(row, h, &mut weights);
-                let out = &mut out[row * q_width + h * head..][..head];
+                let out = &mut out[(row - self.first) * q_width + h * head..][..head];
                 for (j, &weight) in weights[..=row].iter().enumerate() {
                     axpy(out, weight, self.head(self.v, j, kv, self.dims.kv_at(h)));
                 }
@@ -266,18 +301,23 @@ impl Sequence<'_> {
         let mut dweights = [0f32; SHORT];
         for h in 0..self.dims.heads() {
             let (q_at, kv_at) = (h * head, self.dims.kv_at(h));
-            for row in 0..self.n {
+            for row in self.first..self.n {
                 self.weights(row, h, &mut weights);
-                let dout = self.head(g.dout, row, q_width, q_at);
+                let query = row - self.first;
+                let dout = self.head(g.dout, query, q_width, q_at);
                 for j in 0..=row {
                     dweights[j] = dot(dout, self.head(self.v, j, kv, kv_at));
                     axpy(&mut g.dv[j * kv + kv_at..][..head], weights[j], dout);
                 }
                 let mean = dot(&weights[..=row], &dweights[..=row]);
-                let q = self.head(self.q, row, q_width, q_at);
+                let q = self.head(self.q, query, q_width, q_at);
                 for j in 0..=row {
                     let dscore = weights[j] * (dweights[j] - mean) * scale;
-                    axpy(&mut g.dq[row * q_width + q_at..][..head], dscore, self.head(self.k, j, kv, kv_at));
+                    axpy(
+                        &mut g.dq[query * q_width + q_at..][..head],
+                        dscore,
+                        self.head(self.k, j, kv, kv_at),
+                    );
                     axpy(&mut g.dk[j * kv + kv_at..][..head], dscore, q);
                 }
             }

@@ -22,7 +22,7 @@ mod tests;
 mod tree_attention;
 
 pub use add::add;
-pub use attention::attention;
+pub use attention::{attention, last_attention};
 pub use cross_entropy::cross_entropy;
 pub use linear::Linear;
 pub use rms_norm::rms_norm;

@@ -176,6 +176,34 @@ fn add_equals_candle_s() {
 }
 
 #[test]
+fn last_attention_equals_the_last_rows_of_attention() {
+    let mut rng = rng();
+    for lengths in [vec![1], vec![2, 1, 3, 16, 5], vec![3; 100]] {
+        let tokens: usize = lengths.iter().sum();
+        let queries = random(&mut rng, (lengths.len(), 32));
+        let (k, v) = (random(&mut rng, (tokens, 16)), random(&mut rng, (tokens, 16)));
+        let ends: Vec<u32> = lengths
+            .iter()
+            .scan(0, |end, &n| {
+                *end += n as u32;
+                Some(*end - 1)
+            })
+            .collect();
+        // The other rows' queries are another input's.
+        let mut places = vec![0; tokens];
+        ends.iter().enumerate().for_each(|(i, &end)| places[end as usize] = i as u32);
+        let (lengths, ends, places) = (Arc::new(lengths), Arc::new(ends), Arc::new(places));
+        assert_same(
+            &[queries, k, v],
+            |t| last_attention(&t[0], &t[1], &t[2], &lengths, 8),
+            |t| take_rows(&attention(&take_rows(&t[0], &places)?, &t[1], &t[2], &lengths, 8)?, &ends),
+        );
+    }
+    let long = random(&mut rng, (17, 16));
+    assert!(last_attention(&random(&mut rng, (1, 32)), &long, &long, &Arc::new(vec![17]), 8).is_err());
+}
+
+#[test]
 fn tree_attention_equals_attention_of_each_path() {
     let mut rng = rng();
     // Three beginnings; row 3 has two followers, row 4 one.
