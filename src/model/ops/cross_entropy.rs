@@ -50,28 +50,25 @@ impl CustomOp2 for CrossEntropy {
                 self.targets.len()
             );
         }
-        let (mut dh, mut dhead) = (vec![0f32; h.len()], vec![0f32; head.len()]);
-        let mut logits = vec![0f32; CHUNK * vocabulary];
-        let mut loss = 0f64;
-        let w = Matrix::new(head, vocabulary, d, d);
-        for ((h, dh), targets) in
-            h.chunks(CHUNK * d).zip(dh.chunks_mut(CHUNK * d)).zip(self.targets.chunks(CHUNK))
-        {
-            let rows = targets.len();
-            let h = Matrix::new(h, rows, d, d);
-            gemm(&mut logits, vocabulary, Put::Replace, h, w.t(), 1.0, true);
-            let losses: Vec<f64> = logits
-                .par_chunks_exact_mut(vocabulary)
-                .zip(targets)
-                .map(|(row, &target)| loss_and_gradient(row, target, 1.0 / tokens as f32))
-                .collect();
-            loss += losses.iter().sum::<f64>();
-            if !self.trained {
-                continue;
-            }
-            let dlogits = Matrix::new(&logits, rows, vocabulary, vocabulary);
-            gemm(dh, d, Put::Replace, dlogits, w, 1.0, true);
-            gemm(&mut dhead, d, Put::Add, dlogits.t(), h, 1.0, true);
+        let mut dh = vec![0f32; if self.trained { h.len() } else { 0 }];
+        // Each thread takes a run of tokens and sums up a gradient of the head of its own: waiting for each other at
+        // every product costs more than adding these up.
+        let run = tokens.div_ceil(rayon::current_num_threads()).max(CHUNK);
+        let work: Vec<_> = h
+            .chunks(run * d)
+            .zip(split_or_empty(&mut dh, run * d, tokens.div_ceil(run)))
+            .zip(self.targets.chunks(run))
+            .collect();
+        let weight = Matrix::new(head, vocabulary, d, d);
+        let sums: Vec<(f64, Vec<f32>)> = work
+            .into_par_iter()
+            .map(|((h, dh), targets)| self.run(h, dh, targets, weight, 1.0 / tokens as f32))
+            .collect();
+        let loss: f64 = sums.iter().map(|(loss, _)| loss).sum();
+        let mut dheads = sums.into_iter().map(|(_, dhead)| dhead);
+        let mut dhead = dheads.next().unwrap_or_default();
+        for other in dheads {
+            dhead.par_iter_mut().zip(other).for_each(|(sum, x)| *sum += x);
         }
         let gradients = self.trained.then_some((dh, dhead));
         *self.gradients.lock().unwrap_or_else(PoisonError::into_inner) = gradients;
@@ -98,6 +95,48 @@ impl CustomOp2 for CrossEntropy {
             Some(Tensor::from_vec(dh, h.shape(), device)?),
             Some(Tensor::from_vec(dhead, head.shape(), device)?),
         ))
+    }
+}
+
+/// So many parts of `data`, of `len` elements each; empty ones of an empty slice.
+fn split_or_empty(mut data: &mut [f32], len: usize, parts: usize) -> Vec<&mut [f32]> {
+    let part = |_| {
+        let len = len.min(data.len());
+        data.split_off_mut(..len).unwrap_or_default()
+    };
+    (0..parts).map(part).collect()
+}
+
+impl CrossEntropy {
+    /// The summed loss of a run of tokens and its gradient of the head; that of `h` goes into `dh`.
+    fn run(
+        &self,
+        h: &[f32],
+        dh: &mut [f32],
+        targets: &[u32],
+        weight: Matrix<'_>,
+        scale: f32,
+    ) -> (f64, Vec<f32>) {
+        let (vocabulary, d) = weight.shape();
+        let mut dhead = vec![0f32; if self.trained { vocabulary * d } else { 0 }];
+        let mut logits = vec![0f32; CHUNK.min(targets.len()) * vocabulary];
+        let mut loss = 0f64;
+        let parts = targets.len().div_ceil(CHUNK);
+        let chunks = h.chunks(CHUNK * d).zip(split_or_empty(dh, CHUNK * d, parts)).zip(targets.chunks(CHUNK));
+        for ((h, dh), targets) in chunks {
+            let rows = targets.len();
+            let h = Matrix::new(h, rows, d, d);
+            gemm(&mut logits, vocabulary, Put::Replace, h, weight.t(), 1.0, false);
+            for (row, &target) in logits.chunks_exact_mut(vocabulary).zip(targets) {
+                loss += loss_and_gradient(row, target, scale);
+            }
+            if self.trained {
+                let dlogits = Matrix::new(&logits, rows, vocabulary, vocabulary);
+                gemm(dh, d, Put::Replace, dlogits, weight, 1.0, false);
+                gemm(&mut dhead, d, Put::Add, dlogits.t(), h, 1.0, false);
+            }
+        }
+        (loss, dhead)
     }
 }
 

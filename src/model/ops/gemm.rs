@@ -29,6 +29,11 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Rows and columns.
+    pub(super) fn shape(self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
     fn check(&self) {
         assert!(self.rows > 0 && self.columns > 0, "an empty operand");
         let last = (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride;

@@ -1,0 +1,99 @@
+"""The runs of the grid: writes a TOML file for each into a directory and prints their names, the most telling first.
+
+    python3 examples/curves/runs.py DATA DIRECTORY [--steps 2000]
+
+DATA holds what prepare.sh made: a tagged copy of the dataset and a set for each K and size (k5-100k, k5-1m, ...).
+"""
+
+import argparse
+import pathlib
+
+# The main model: 0.2M parameters besides an embedding of 0.5M. Larger baselines are wider, as deep.
+SHAPES = {  # hidden, intermediate, layers, heads, kv_heads
+    "1": (64, 192, 4, 4, 2),
+    "1.3": (72, 224, 4, 4, 2),
+    "2": (88, 284, 4, 4, 2),
+    "3": (112, 328, 4, 4, 2),
+}
+# The f-gram model: width, width inside the feed-forward layers, blocks.
+FGRAM = {"S": (64, 192, 1), "M": (128, 384, 1), "L": (256, 768, 1)}
+SEEDS = (1, 2, 3)
+
+
+def toml(data, steps, seed, shape, fgrams=None, size="M"):
+    hidden, intermediate, layers, heads, kv_heads = SHAPES[shape]
+    text = f"""seed = {seed}
+
+[data]
+dataset = "{data}/{fgrams or 'k5-100k'}"
+
+[model]
+hidden_size = {hidden}
+intermediate_size = {intermediate}
+layers = {layers}
+heads = {heads}
+kv_heads = {kv_heads}
+context = 256
+
+[train]
+steps = {steps}
+batch = 16
+learning_rate = 8e-3
+warmup_steps = {steps // 10}
+
+[validation]
+every = {steps // 10}
+tokens = 200000
+
+[checkpoint]
+every = {steps // 10}
+"""
+    if fgrams:
+        width, inner, blocks = FGRAM[size]
+        text += f"""
+[fgram]
+set = "{data}/{fgrams}.parquet"
+layers = {blocks}
+own_embedding = true
+hidden_size = {width}
+intermediate_size = {inner}
+"""
+    return text
+
+
+def runs():
+    """Name, seed, shape of the main model, set, size of the f-gram model."""
+    first, *more = SEEDS
+    yield f"baseline-1-s{first}", first, "1", None, "M"
+    yield f"scone-k5-1m-M-s{first}", first, "1", "k5-1m", "M"
+    yield f"baseline-2-s{first}", first, "2", None, "M"
+    for count in ("10k", "100k", "10m"):
+        yield f"scone-k5-{count}-M-s{first}", first, "1", f"k5-{count}", "M"
+    for size in ("S", "L"):
+        yield f"scone-k5-1m-{size}-s{first}", first, "1", "k5-1m", size
+    for factor in ("1.3", "3"):
+        yield f"baseline-{factor}-s{first}", first, factor, None, "M"
+    for k in (2, 3, 4, 6):
+        yield f"scone-k{k}-1m-M-s{first}", first, "1", f"k{k}-1m", "M"
+    for seed in more:
+        yield f"baseline-1-s{seed}", seed, "1", None, "M"
+        yield f"scone-k5-1m-M-s{seed}", seed, "1", "k5-1m", "M"
+        yield f"baseline-2-s{seed}", seed, "2", None, "M"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=pathlib.Path)
+    parser.add_argument("directory", type=pathlib.Path)
+    parser.add_argument("--steps", type=int, default=2000, help="updates of 4,096 tokens")
+    arguments = parser.parse_args()
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    for name, *run in runs():
+        seed, shape, fgrams, size = run
+        text = toml(arguments.data.resolve(), arguments.steps, seed, shape, fgrams, size)
+        (arguments.directory / f"{name}.toml").write_text(text)
+        print(name)
+
+
+if __name__ == "__main__":
+    main()
