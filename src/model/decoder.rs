@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, bail};
 
-use super::ops::{Linear, Rope, add, attention, rms_norm, rope, swiglu, tree_attention};
+use super::ops::{Linear, Rope, add, attention, recompute, rms_norm, rope, swiglu, tree_attention};
 use super::{Config, ModelError};
 
 /// Gives the parameter of a name and shape: from a file, or made and remembered by the trainer.
@@ -40,10 +40,11 @@ impl Attend<'_> {
 
 /// A Llama decoder without embedding and head: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 pub struct Decoder {
-    blocks: Vec<Block>,
+    blocks: Vec<Arc<Block>>,
     norm: Tensor,
     rope: Arc<Rope>,
     eps: f64,
+    recompute: bool,
 }
 
 struct Block {
@@ -71,14 +72,19 @@ impl Decoder {
             let why = "biases, norms of heads and scaled rotary angles are not for training or f-gram models";
             return Err(candle_core::Error::Msg(why.into()).into());
         }
-        let blocks =
-            (0..config.num_hidden_layers).map(|i| Block::new(config, i, get)).collect::<Result<_, _>>()?;
+        let blocks = (0..config.num_hidden_layers).map(|i| Block::new(config, i, get).map(Arc::new));
         Ok(Self {
-            blocks,
+            blocks: blocks.collect::<Result<_, _>>()?,
             norm: get("model.norm.weight", &[config.hidden_size])?,
             rope: Rope::new(config.max_position_embeddings, config.head(), config.rope_theta),
             eps: config.rms_norm_eps,
+            recompute: false,
         })
+    }
+
+    /// Whether training keeps only the blocks' inputs and computes the rest again in the backward pass, block by block.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// The same decoder with its weights fixed, in the form that serves them fastest: for weights that nothing will
@@ -87,8 +93,11 @@ impl Decoder {
     /// # Errors
     /// Where they are being trained.
     pub fn fixed(self) -> candle_core::Result<Self> {
-        let blocks = self.blocks.into_iter().map(Block::fixed).collect::<candle_core::Result<_>>()?;
-        Ok(Self { blocks, ..self })
+        let blocks = self.blocks.into_iter().map(|block| match Arc::into_inner(block) {
+            Some(block) => block.fixed().map(Arc::new),
+            None => bail!("a block that a backward pass still needs cannot be fixed"),
+        });
+        Ok(Self { blocks: blocks.collect::<candle_core::Result<_>>()?, ..self })
     }
 
     /// The last hidden states, before the last norm: `[tokens, d]` for input embeddings `[tokens, d]`.
@@ -99,7 +108,12 @@ impl Decoder {
         let positions = Arc::new(attend.positions());
         let mut x = x.clone();
         for block in &self.blocks {
-            x = block.forward(&x, &self.rope, &positions, attend)?;
+            x = match attend {
+                Attend::Whole(lengths) if self.recompute => {
+                    block.clone().recomputed(&x, &self.rope, &positions, lengths)?
+                }
+                _ => block.forward(&x, &self.rope, &positions, attend)?,
+            };
         }
         Ok(x)
     }
@@ -152,6 +166,27 @@ impl Block {
             down: self.down.fixed()?,
             ..self
         })
+    }
+
+    /// What is trained, or would be.
+    fn parameters(&self) -> Vec<&Tensor> {
+        let linear = [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down];
+        let weights = linear.into_iter().filter_map(Linear::weight);
+        weights.chain([&self.attention_norm, &self.ffn_norm]).collect()
+    }
+
+    /// As `forward` for whole sequences, computed again in the backward pass.
+    fn recomputed(
+        self: Arc<Self>,
+        x: &Tensor,
+        angles: &Arc<Rope>,
+        positions: &Arc<Vec<u32>>,
+        lengths: &Arc<Vec<usize>>,
+    ) -> candle_core::Result<Tensor> {
+        let (block, angles, positions) = (self.clone(), angles.clone(), positions.clone());
+        let attend = Attend::Whole(lengths.clone());
+        let forward = move |x: &Tensor| block.forward(x, &angles, &positions, &attend);
+        recompute(x, &self.parameters(), Arc::new(forward))
     }
 
     fn forward(
