@@ -60,8 +60,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let bar = progress_bar(config.train.steps, "[{bar:30}] step {pos}/{len} {msg}, {eta} left");
     bar.set_position(run.step());
     bar.reset_eta();
-    let mut display =
-        Display { bar, validation: None, plain: !std::io::IsTerminal::is_terminal(&std::io::stderr()) };
+    let mut display = Display {
+        bar,
+        validation: String::new(),
+        plain: !std::io::IsTerminal::is_terminal(&std::io::stderr()),
+    };
     let outcome = run.train(args.stop_after, &stop, &mut |progress| display.show(progress))?;
     display.bar.finish_and_clear();
     report_end(&run, outcome, directory);
@@ -73,13 +76,20 @@ fn report_start(config: &RunConfig, run: &Run) {
         config.train.steps * (config.train.batch * config.train.accumulate * config.model.context) as u64;
     let kind = if config.fgram.is_some() { "SCONE" } else { "baseline" };
     tracing::info!(
-        "{kind}: main model {} parameters, f-gram model {}; {} steps, {tokens} tokens of {} ({:.2} epochs)",
+        "{kind}: main model {} parameters, f-gram model {}; {} steps, {tokens} tokens",
         run.parameters().count("main"),
         run.parameters().count("fgram"),
         config.train.steps,
-        run.dataset().train().tokens,
-        tokens as f64 / run.dataset().train().tokens as f64
     );
+    for corpus in run.corpora().iter() {
+        let (seen, all) = (tokens as f64 * corpus.share(), corpus.dataset().train().tokens);
+        tracing::info!(
+            "{}: {:.1} % of them, {:.2} epochs of its {all} tokens",
+            corpus.name(),
+            100.0 * corpus.share(),
+            seen / all as f64
+        );
+    }
     if run.step() > 0 {
         tracing::info!("continuing after step {}", run.step());
     }
@@ -116,18 +126,23 @@ fn stop_on_signal() -> anyhow::Result<Arc<AtomicBool>> {
 
 struct Display {
     bar: ProgressBar,
-    validation: Option<f64>,
+    /// The newest validation loss, and those of a mixture's corpora.
+    validation: String,
     /// No terminal: a line at every validation instead of a bar.
     plain: bool,
 }
 
 impl Display {
     fn show(&mut self, progress: &Progress) {
-        self.validation = progress.validation_loss.or(self.validation);
-        let validation = self.validation.map_or_else(String::new, |loss| format!(", validation {loss:.4}"));
+        if let Some(loss) = progress.validation_loss {
+            let corpora =
+                progress.corpora.iter().map(|(name, c)| format!(" {name} {:.4}", c.validation_loss));
+            self.validation = format!(", validation {loss:.4}{}", corpora.collect::<String>());
+        }
         let message = format!(
-            "loss {:.4}{validation}, {:.0} tokens/s",
+            "loss {:.4}{}, {:.0} tokens/s",
             progress.loss.unwrap_or(f64::NAN),
+            self.validation,
             progress.tokens_per_second
         );
         self.bar.set_position(progress.step);

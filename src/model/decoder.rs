@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Tensor, bail};
 
 use super::ops::{
-    Linear, Rope, add, attention, last_attention, rms_norm, rope, swiglu, take_rows, tree_attention,
+    Linear, Rope, add, attention, last_attention, recompute, rms_norm, rope, swiglu, take_rows, tree_attention,
 };
 use super::{Config, ModelError};
 
@@ -42,10 +42,11 @@ impl Attend<'_> {
 
 /// A Llama decoder without embedding and head: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 pub struct Decoder {
-    blocks: Vec<Block>,
+    blocks: Vec<Arc<Block>>,
     norm: Tensor,
     rope: Arc<Rope>,
     eps: f64,
+    recompute: bool,
 }
 
 struct Block {
@@ -73,14 +74,19 @@ impl Decoder {
             let why = "biases, norms of heads and scaled rotary angles are not for training or f-gram models";
             return Err(candle_core::Error::Msg(why.into()).into());
         }
-        let blocks =
-            (0..config.num_hidden_layers).map(|i| Block::new(config, i, get)).collect::<Result<_, _>>()?;
+        let blocks = (0..config.num_hidden_layers).map(|i| Block::new(config, i, get).map(Arc::new));
         Ok(Self {
-            blocks,
+            blocks: blocks.collect::<Result<_, _>>()?,
             norm: get("model.norm.weight", &[config.hidden_size])?,
             rope: Rope::new(config.max_position_embeddings, config.head(), config.rope_theta),
             eps: config.rms_norm_eps,
+            recompute: false,
         })
+    }
+
+    /// Whether training keeps only the blocks' inputs and computes the rest again in the backward pass, block by block.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// The same decoder with its weights fixed, in the form that serves them fastest: for weights that nothing will
@@ -89,8 +95,11 @@ impl Decoder {
     /// # Errors
     /// Where they are being trained.
     pub fn fixed(self) -> candle_core::Result<Self> {
-        let blocks = self.blocks.into_iter().map(Block::fixed).collect::<candle_core::Result<_>>()?;
-        Ok(Self { blocks, ..self })
+        let blocks = self.blocks.into_iter().map(|block| match Arc::into_inner(block) {
+            Some(block) => block.fixed().map(Arc::new),
+            None => bail!("a block that a backward pass still needs cannot be fixed"),
+        });
+        Ok(Self { blocks: blocks.collect::<candle_core::Result<_>>()?, ..self })
     }
 
     /// The last hidden states, before the last norm: `[tokens, d]` for input embeddings `[tokens, d]`.
@@ -98,10 +107,24 @@ impl Decoder {
     /// # Errors
     /// Where the shapes do not fit or a position is beyond the context.
     pub fn forward(&self, x: &Tensor, attend: &Attend<'_>) -> candle_core::Result<Tensor> {
-        let positions = Arc::new(attend.positions());
+        self.through(&self.blocks, x, &Arc::new(attend.positions()), attend)
+    }
+
+    fn through(
+        &self,
+        blocks: &[Arc<Block>],
+        x: &Tensor,
+        positions: &Arc<Vec<u32>>,
+        attend: &Attend<'_>,
+    ) -> candle_core::Result<Tensor> {
         let mut x = x.clone();
-        for block in &self.blocks {
-            x = block.forward(&x, &self.rope, &positions, attend)?;
+        for block in blocks {
+            x = match attend {
+                Attend::Whole(lengths) if self.recompute => {
+                    block.clone().recomputed(&x, &self.rope, positions, lengths)?
+                }
+                _ => block.forward(&x, &self.rope, positions, attend)?,
+            };
         }
         Ok(x)
     }
@@ -121,10 +144,7 @@ impl Decoder {
         });
         let ends = Arc::new(ends.collect::<Vec<u32>>());
         let Some((last, others)) = self.blocks.split_last() else { return take_rows(x, &ends) };
-        let mut x = x.clone();
-        for block in others {
-            x = block.forward(&x, &self.rope, &positions, &attend)?;
-        }
+        let x = self.through(others, x, &positions, &attend)?;
         last.forward_last(&x, &self.rope, &positions, lengths, &ends)
     }
 
@@ -176,6 +196,27 @@ impl Block {
             down: self.down.fixed()?,
             ..self
         })
+    }
+
+    /// What is trained, or would be.
+    fn parameters(&self) -> Vec<&Tensor> {
+        let linear = [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down];
+        let weights = linear.into_iter().filter_map(Linear::weight);
+        weights.chain([&self.attention_norm, &self.ffn_norm]).collect()
+    }
+
+    /// As `forward` for whole sequences, computed again in the backward pass.
+    fn recomputed(
+        self: Arc<Self>,
+        x: &Tensor,
+        angles: &Arc<Rope>,
+        positions: &Arc<Vec<u32>>,
+        lengths: &Arc<Vec<usize>>,
+    ) -> candle_core::Result<Tensor> {
+        let (block, angles, positions) = (self.clone(), angles.clone(), positions.clone());
+        let attend = Attend::Whole(lengths.clone());
+        let forward = move |x: &Tensor| block.forward(x, &angles, &positions, &attend);
+        recompute(x, &self.parameters(), Arc::new(forward))
     }
 
     fn forward(

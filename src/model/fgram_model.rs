@@ -117,6 +117,11 @@ impl FgramModel {
         Ok(Self { decoder: self.decoder.fixed()?, projection, fixed: true, ..self })
     }
 
+    /// See [`Decoder::set_recompute`].
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.decoder.set_recompute(recompute);
+    }
+
     /// The embeddings `[f-grams, d]` of f-grams, given the token embedding `T` `[vocabulary, d]`. Differentiable in
     /// `T` as well, unless the weights are fixed: then what f-grams share at their beginnings is computed once.
     ///

@@ -58,11 +58,15 @@ impl JointModel {
     ) -> Result<Self, ModelError> {
         let main = config.model_config(vocab_size);
         let layers = main.num_hidden_layers;
-        let main = MainModel::new(&main, &mut |name, shape| get("main", name, shape, layers))?;
+        let mut main = MainModel::new(&main, &mut |name, shape| get("main", name, shape, layers))?;
+        main.decoder.set_recompute(config.train.recompute);
         let fgrams = match config.fgram_config(vocab_size, max_n) {
             Some(fgram) => {
                 let layers = fgram.decoder.num_hidden_layers;
-                Some(FgramModel::new(&fgram, &mut |name, shape| get("fgram", name, shape, layers))?)
+                let mut model =
+                    FgramModel::new(&fgram, &mut |name, shape| get("fgram", name, shape, layers))?;
+                model.set_recompute(config.train.recompute);
+                Some(model)
             }
             None => None,
         };
@@ -75,8 +79,7 @@ impl JointModel {
     /// Where a token is beyond the vocabulary.
     pub fn loss(&self, batch: &Batch) -> candle_core::Result<Tensor> {
         let x = self.embed(batch)?;
-        let lengths = vec![batch.context; batch.inputs.len() / batch.context];
-        let h = self.main.decoder.forward(&x, &Attend::Whole(Arc::new(lengths)))?;
+        let h = self.main.decoder.forward(&x, &Attend::Whole(batch.lengths.clone()))?;
         cross_entropy(&self.main.decoder.norm(&h)?, &self.main.head, &batch.targets)
     }
 

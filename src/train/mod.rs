@@ -18,13 +18,14 @@ mod tests;
 mod update;
 
 pub use config::{
-    CheckpointConfig, DataConfig, FgramSection, ModelSection, OptimizerConfig, RunConfig, ValidationConfig,
+    CheckpointConfig, CorpusConfig, DataConfig, Documents, FgramSection, ModelSection, OptimizerConfig,
+    RunConfig, ValidationConfig,
 };
-pub use data::{Batch, Batches};
+pub use data::{Batch, Batches, Corpora, Corpus, HeldOut};
 pub use error::TrainError;
 pub use grams::{BatchGrams, unique_grams};
 pub use joint::JointModel;
 pub use parameters::Parameters;
-pub use run::{Outcome, Progress, Run};
+pub use run::{CorpusProgress, Outcome, Progress, Run};
 pub use synthetic::synthesize;
 pub use update::{AdamW, learning_rate};

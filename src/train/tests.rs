@@ -34,13 +34,12 @@ fn batch() -> Batch {
     let inputs: Vec<u32> = (0..3 * context).map(|_| rng.random_range(1..8)).collect();
     let targets = (0..3 * context).map(|_| rng.random_range(0..VOCABULARY as u32)).collect();
     let matches = (0..3 * context).map(|i| rng.random_range(1..=4).min(i % context + 1) as u8).collect();
-    Batch { inputs, targets: Arc::new(targets), matches, context }
+    Batch { inputs, targets: Arc::new(targets), matches, lengths: Arc::new(vec![context; 3]) }
 }
 
-fn model(fgrams: bool) -> (JointModel, Parameters) {
-    let config = config(fgrams);
+fn model(config: &RunConfig) -> (JointModel, Parameters) {
     let mut parameters = Parameters::new(5, config.model.init_std);
-    let model = JointModel::create(&config, VOCABULARY, 4, &mut parameters).unwrap();
+    let model = JointModel::create(config, VOCABULARY, 4, &mut parameters).unwrap();
     // At its initial value of 0 the gain would hide the f-gram model.
     if let Some(gain) = parameters.get("fgram/output_gain") {
         let values: Vec<f32> = (0..gain.elem_count()).map(|i| 0.3 + 0.05 * i as f32).collect();
@@ -57,7 +56,7 @@ fn loss(model: &JointModel, batch: &Batch) -> f64 {
 #[test]
 fn every_parameter_receives_its_gradient() {
     for fgrams in [false, true] {
-        let (model, parameters) = model(fgrams);
+        let (model, parameters) = model(&config(fgrams));
         let batch = batch();
         let gradients = model.loss(&batch).unwrap().backward().unwrap();
         assert_eq!(parameters.iter().any(|(name, _)| name.starts_with("fgram/")), fgrams);
@@ -80,6 +79,79 @@ fn every_parameter_receives_its_gradient() {
                 "{name}: the loss grows by {slope}, its gradient has norm {norm}"
             );
         }
+    }
+}
+
+#[test]
+fn recomputing_blocks_changes_no_bit_of_a_gradient() {
+    let mut own = config(true);
+    if let Some(fgram) = &mut own.fgram {
+        (fgram.own_embedding, fgram.hidden_size) = (true, Some(8));
+    }
+    for mut config in [config(false), config(true), own] {
+        let [direct, again] = [false, true].map(|recompute| {
+            config.train.recompute = recompute;
+            let (model, parameters) = model(&config);
+            // At its initial value of 0 the projection would hide the f-gram model.
+            if let Some(projection) = parameters.get("fgram/output_proj.weight") {
+                projection
+                    .set(
+                        &parameters
+                            .get("main/model.embed_tokens.weight")
+                            .unwrap()
+                            .narrow(0, 0, 16)
+                            .unwrap()
+                            .narrow(1, 0, 8)
+                            .unwrap()
+                            .contiguous()
+                            .unwrap(),
+                    )
+                    .unwrap();
+            }
+            let loss = model.loss(&batch()).unwrap();
+            let nodes = loss.sorted_nodes().len();
+            let gradients = loss.backward().unwrap();
+            let bits = |var: &candle_core::Var| {
+                let gradient = gradients.get(var).unwrap().flatten_all().unwrap();
+                gradient.to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+            };
+            (nodes, parameters.iter().map(|(name, var)| (name.to_owned(), bits(var))).collect::<Vec<_>>())
+        });
+        assert!(again.0 < direct.0, "the graph has {} nodes instead of {}", again.0, direct.0);
+        assert!(direct.1.iter().all(|(_, bits)| bits.iter().any(|&bits| bits != 0)));
+        for ((name, direct), (_, again)) in direct.1.iter().zip(&again.1) {
+            assert!(direct == again, "the gradient of {name} differs");
+        }
+    }
+}
+
+#[test]
+fn sequences_of_a_window_cost_what_each_costs_alone() {
+    let lengths = [24, 10, 14, 1, 23];
+    for fgrams in [false, true] {
+        let (model, _) = model(&config(fgrams));
+        let together = batch();
+        let mut apart = batch();
+        apart.lengths = Arc::new(lengths.to_vec());
+        let (mut alone, mut from) = (0.0, 0);
+        for length in lengths {
+            let of = from..from + length;
+            for (i, n) in apart.matches[of.clone()].iter_mut().enumerate() {
+                *n = (*n).min(i as u8 + 1);
+            }
+            let sequence = Batch {
+                inputs: apart.inputs[of.clone()].to_vec(),
+                targets: Arc::new(apart.targets[of.clone()].to_vec()),
+                matches: apart.matches[of].to_vec(),
+                lengths: Arc::new(vec![length]),
+            };
+            alone += length as f64 * loss(&model, &sequence) / apart.inputs.len() as f64;
+            from += length;
+        }
+        let difference = (loss(&model, &apart) - alone).abs();
+        assert!(difference < 1e-5, "off by {difference}");
+        let seen = (loss(&model, &together) - alone).abs();
+        assert!(seen > 1e-3, "what lies before a document changes nothing ({seen}): the test shows nothing");
     }
 }
 

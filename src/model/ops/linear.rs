@@ -43,6 +43,14 @@ impl Linear {
         Ok(Self(Form::Panels(panels)))
     }
 
+    /// The weight, unless it was [fixed](Linear::fixed).
+    pub(crate) fn weight(&self) -> Option<&Tensor> {
+        match &self.0 {
+            Form::Tensor(weight) => Some(weight),
+            Form::Panels(_) => None,
+        }
+    }
+
     /// `x * weight^T` for `x` `[tokens, inputs]`.
     ///
     /// # Errors

@@ -1,9 +1,13 @@
+mod data;
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Config, FgramConfig};
 use crate::train::TrainError;
+
+pub use data::{CorpusConfig, DataConfig, Documents};
 
 /// A run, as its TOML file says it. `scone-train fit --print-config` shows it in full.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,14 +33,6 @@ pub struct RunConfig {
     /// The f-grams and their model. Left out: a baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fgram: Option<FgramSection>,
-}
-
-/// `[data]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataConfig {
-    /// A directory that `scone-train prepare` wrote; relative to the TOML file.
-    pub dataset: PathBuf,
 }
 
 /// `[model]`: the decoder that is served.
@@ -105,6 +101,9 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// The largest norm of all gradients together.
     pub clip: f64,
+    /// Whether the backward pass computes each block again instead of keeping what is in it: the same gradients, bit for
+    /// bit, in less memory and more time.
+    pub recompute: bool,
 }
 
 impl Default for OptimizerConfig {
@@ -121,6 +120,7 @@ impl Default for OptimizerConfig {
             epsilon: 1e-8,
             weight_decay: 0.1,
             clip: 1.0,
+            recompute: false,
         }
     }
 }
@@ -213,7 +213,7 @@ impl RunConfig {
         let error = |why: String| TrainError::Config { path: path.to_owned(), why };
         let mut config: Self = toml::from_str(&text).map_err(|e| error(e.to_string()))?;
         let base = path.parent().unwrap_or(Path::new(""));
-        config.data.dataset = base.join(&config.data.dataset);
+        config.data.resolve(base);
         if let Some(fgram) = &mut config.fgram {
             fgram.set = base.join(&fgram.set);
         }
@@ -225,7 +225,7 @@ impl RunConfig {
     pub fn example() -> Self {
         Self {
             seed: 0,
-            data: DataConfig { dataset: "dataset".into() },
+            data: DataConfig::of("dataset"),
             model: ModelSection::default(),
             train: OptimizerConfig::default(),
             validation: ValidationConfig::default(),
@@ -257,6 +257,7 @@ impl RunConfig {
                 return Err("[fgram] hidden_size: another width needs own_embedding = true".into());
             }
         }
+        self.data.check()?;
         let t = &self.train;
         let need = |ok: bool, what: &str| if ok { Ok(()) } else { Err(what.to_owned()) };
         need(

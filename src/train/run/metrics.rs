@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,12 +21,24 @@ pub struct Progress {
     /// The validation loss after it, in nats a token.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub validation_loss: Option<f64>,
+    /// Of a mixture, with the validation loss: where each corpus stands, by its name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub corpora: BTreeMap<String, CorpusProgress>,
     /// The learning rate of this update.
     pub learning_rate: f64,
     /// The norm of all gradients together, before clipping.
     pub gradient_norm: f64,
     /// Training tokens a second, validation left out.
     pub tokens_per_second: f64,
+}
+
+/// Where one corpus of a mixture stands.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CorpusProgress {
+    /// How often it has been gone through.
+    pub epochs: f64,
+    /// The loss over its own validation split, in nats a token.
+    pub validation_loss: f64,
 }
 
 /// `metrics.jsonl`.

@@ -9,21 +9,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::metrics::Log;
 use self::trainer::Trainer;
-use super::{AdamW, Batches, JointModel, Parameters, RunConfig, TrainError, export};
-use crate::corpus::{Dataset, Tags};
-use crate::fgram::{FgramSet, parquet};
+use super::{AdamW, Corpora, JointModel, Parameters, RunConfig, TrainError, export};
+use crate::corpus::Dataset;
 use crate::new_file;
 
 pub(super) use checkpoint::State;
-pub use metrics::Progress;
+pub use metrics::{CorpusProgress, Progress};
 
 /// A run: models, optimizer and where it stands.
 ///
 /// Its directory holds `config.toml`, `metrics.jsonl`, `last.safetensors` (the newest checkpoint, complete),
 /// `best.safetensors` (the weights of the lowest validation loss) and at the end `model/`, made of the best.
 pub struct Run {
-    dataset: Dataset,
-    set: Option<(FgramSet, Tags)>,
+    corpora: Corpora,
     trainer: Trainer,
 }
 
@@ -47,10 +45,9 @@ impl Run {
         if !resume && toml.exists() {
             return Err(TrainError::Exists(directory.to_owned()));
         }
-        let dataset = Dataset::open(&config.data.dataset)?;
-        let set = config.fgram.as_ref().map(|fgram| open_set(&dataset, &fgram.set)).transpose()?;
-        let vocab_size = dataset.tokenizer().vocab_size();
-        let max_n = set.as_ref().map_or(2, |(set, _)| set.policy().max_n);
+        let corpora = Corpora::open(config)?;
+        let vocab_size = corpora.first().tokenizer().vocab_size();
+        let max_n = corpora.set().map_or(2, |set| set.policy().max_n);
         let mut parameters = Parameters::new(config.seed, config.model.init_std);
         let model = JointModel::create(config, vocab_size, max_n, &mut parameters)?;
         let validation_model = JointModel::for_validation(config, vocab_size, max_n, &parameters)?;
@@ -78,7 +75,7 @@ impl Run {
         if !last.exists() {
             trainer.save()?;
         }
-        Ok(Self { dataset, set, trainer })
+        Ok(Self { corpora, trainer })
     }
 
     /// Updates done so far.
@@ -96,9 +93,14 @@ impl Run {
         &self.trainer.parameters
     }
 
-    /// The corpus.
+    /// The corpora that it trains on.
+    pub fn corpora(&self) -> &Corpora {
+        &self.corpora
+    }
+
+    /// The first corpus, whose tokenizer is the model's.
     pub fn dataset(&self) -> &Dataset {
-        &self.dataset
+        self.corpora.first()
     }
 
     /// Trains to the last step, or for `most` updates, or until `stop` is set, which is looked at after every update.
@@ -112,11 +114,8 @@ impl Run {
         observe: &mut dyn FnMut(&Progress),
     ) -> Result<Outcome, TrainError> {
         let trainer = &mut self.trainer;
-        let tags = self.set.as_ref().map(|(_, tags)| tags);
-        let (context, seed) = (trainer.config.model.context, trainer.config.seed);
-        let batches = Batches::new(&self.dataset, tags, false, context, seed)?;
-        let validation = Batches::new(&self.dataset, tags, true, context, seed)?
-            .spread(trainer.config.validation.tokens, trainer.config.train.batch)?;
+        let batches = self.corpora.training(&trainer.config)?;
+        let held_out = self.corpora.held_out(&trainer.config)?;
         let mut log = Log::open(&trainer.directory.join("metrics.jsonl"), trainer.state.step)?;
         let steps = trainer.config.train.steps;
         let end = most.map_or(steps, |most| trainer.state.step.saturating_add(most).min(steps));
@@ -127,7 +126,10 @@ impl Run {
             let mut progress = trainer.update(&batches)?;
             let (step, last) = (trainer.state.step, trainer.state.step == steps);
             if step.is_multiple_of(trainer.config.validation.every) || last {
-                progress.validation_loss = Some(trainer.validate(&validation)?);
+                let (loss, losses) = trainer.validate(&held_out)?;
+                progress.validation_loss = Some(loss);
+                let windows = step * (trainer.config.train.batch * trainer.config.train.accumulate) as u64;
+                progress.corpora = self.corpora.progress(&batches.epochs(windows), &losses);
             }
             log.write(&progress)?;
             observe(&progress);
@@ -139,7 +141,7 @@ impl Run {
                 return Ok(Outcome::Stopped);
             }
         }
-        trainer.export(&self.dataset, self.set.as_ref().map(|(set, _)| set))?;
+        trainer.export(&self.corpora)?;
         Ok(Outcome::Finished)
     }
 }
@@ -153,14 +155,15 @@ impl Trainer {
     }
 
     /// Writes `model/` from the best weights; the run's own weights are the last again afterwards.
-    fn export(&mut self, dataset: &Dataset, set: Option<&FgramSet>) -> Result<(), TrainError> {
+    fn export(&mut self, corpora: &Corpora) -> Result<(), TrainError> {
+        let dataset = corpora.first();
         let best = self.directory.join("best.safetensors");
         checkpoint::load(&best, &self.parameters, None, &self.state.config)?;
         export::write(
             &self.directory.join("model"),
             &self.config,
             dataset,
-            set,
+            corpora.set(),
             &self.parameters,
             &export::card(&self.config, dataset, &self.state),
         )?;
@@ -168,17 +171,4 @@ impl Trainer {
         checkpoint::load(&last, &self.parameters, None, &self.state.config)?;
         Ok(())
     }
-}
-
-fn open_set(dataset: &Dataset, path: &Path) -> Result<(FgramSet, Tags), TrainError> {
-    let set = parquet::read(path)?;
-    if set.policy().tokenizer_sha256 != dataset.tokenizer().sha256() {
-        return Err(TrainError::Data(format!(
-            "{} was mined with another tokenizer than that of {}: mine this dataset",
-            path.display(),
-            dataset.directory().display()
-        )));
-    }
-    let tags = Tags::open(dataset, &set.sha256())?;
-    Ok((set, tags))
 }

@@ -6,7 +6,9 @@ use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 
 use super::{Progress, State, checkpoint};
-use crate::train::{AdamW, Batch, Batches, JointModel, Parameters, RunConfig, TrainError, learning_rate};
+use crate::train::{
+    AdamW, Batch, Batches, HeldOut, JointModel, Parameters, RunConfig, TrainError, learning_rate,
+};
 
 /// What changes from step to step, apart from the data that it reads.
 pub(super) struct Trainer {
@@ -53,6 +55,7 @@ impl Trainer {
             tokens: step * tokens,
             loss: Some(loss),
             validation_loss: None,
+            corpora: BTreeMap::new(),
             learning_rate: rate,
             gradient_norm: norm,
             tokens_per_second: tokens as f64 / start.elapsed().as_secs_f64(),
@@ -118,19 +121,27 @@ impl Trainer {
         Ok(sum.sqrt())
     }
 
-    /// The loss over the validation windows; keeps the weights if it is the lowest so far.
-    pub(super) fn validate(&mut self, batches: &[Batch]) -> Result<f64, TrainError> {
+    /// The validation loss, each corpus weighted by its share, and those of the corpora; keeps the weights if it is the
+    /// lowest so far.
+    pub(super) fn validate(&mut self, held_out: &[HeldOut]) -> Result<(f64, Vec<f64>), TrainError> {
+        let losses = held_out.iter().map(|held_out| self.mean_loss(&held_out.batches));
+        let losses = losses.collect::<Result<Vec<_>, _>>()?;
+        let loss = held_out.iter().zip(&losses).map(|(held_out, loss)| held_out.share * loss).sum();
+        if self.state.best.is_none_or(|(best, _)| loss < best) {
+            self.state.best = Some((loss, self.state.step));
+            checkpoint::save(&self.directory.join("best.safetensors"), &self.parameters, None, &self.state)?;
+        }
+        Ok((loss, losses))
+    }
+
+    /// The loss over all tokens of some batches, with the weights as they are.
+    fn mean_loss(&self, batches: &[Batch]) -> Result<f64, TrainError> {
         let (mut sum, mut tokens) = (0.0, 0);
         for batch in batches {
             let loss = self.validation_model.loss(batch)?.to_scalar::<f32>()?;
             sum += f64::from(loss) * batch.inputs.len() as f64;
             tokens += batch.inputs.len();
         }
-        let loss = sum / tokens as f64;
-        if self.state.best.is_none_or(|(best, _)| loss < best) {
-            self.state.best = Some((loss, self.state.step));
-            checkpoint::save(&self.directory.join("best.safetensors"), &self.parameters, None, &self.state)?;
-        }
-        Ok(loss)
+        Ok(sum / tokens as f64)
     }
 }
