@@ -3,7 +3,8 @@ use std::sync::Arc;
 use candle_core::{Tensor, bail};
 
 use super::ops::{
-    Linear, Rope, add, attention, last_attention, recompute, rms_norm, rope, swiglu, take_rows, tree_attention,
+    Linear, Rope, add, attention, last_attention, recompute, rms_norm, rope, swiglu, take_rows,
+    tree_attention,
 };
 use super::{Config, ModelError};
 

@@ -12,14 +12,15 @@ mod grams;
 mod joint;
 mod parameters;
 mod run;
+mod start;
 mod synthetic;
 #[cfg(test)]
 mod tests;
 mod update;
 
 pub use config::{
-    CheckpointConfig, CorpusConfig, DataConfig, Documents, FgramSection, ModelSection, OptimizerConfig,
-    RunConfig, ValidationConfig,
+    CheckpointConfig, CorpusConfig, DataConfig, Documents, FgramSection, Freeze, ModelSection,
+    OptimizerConfig, RunConfig, ValidationConfig,
 };
 pub use data::{Batch, Batches, Corpora, Corpus, HeldOut};
 pub use error::TrainError;
