@@ -18,7 +18,8 @@ mod tests;
 mod update;
 
 pub use config::{
-    CheckpointConfig, DataConfig, FgramSection, ModelSection, OptimizerConfig, RunConfig, ValidationConfig,
+    CheckpointConfig, DataConfig, FgramSection, ModelSection, OptimizerConfig, RunConfig, SamplesConfig,
+    ValidationConfig,
 };
 pub use data::{Batch, Batches};
 pub use error::TrainError;

@@ -1,17 +1,15 @@
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 
-use super::{Progress, State, checkpoint};
+use super::{Progress, State};
 use crate::train::{AdamW, Batch, Batches, JointModel, Parameters, RunConfig, TrainError, learning_rate};
 
 /// What changes from step to step, apart from the data that it reads.
 pub(super) struct Trainer {
     pub(super) config: RunConfig,
-    pub(super) directory: PathBuf,
     pub(super) parameters: Parameters,
     pub(super) model: JointModel,
     pub(super) validation_model: JointModel,
@@ -118,8 +116,8 @@ impl Trainer {
         Ok(sum.sqrt())
     }
 
-    /// The loss over the validation windows; keeps the weights if it is the lowest so far.
-    pub(super) fn validate(&mut self, batches: &[Batch]) -> Result<f64, TrainError> {
+    /// The loss over the validation windows, and whether it is the lowest so far.
+    pub(super) fn validate(&mut self, batches: &[Batch]) -> Result<(f64, bool), TrainError> {
         let (mut sum, mut tokens) = (0.0, 0);
         for batch in batches {
             let loss = self.validation_model.loss(batch)?.to_scalar::<f32>()?;
@@ -127,10 +125,10 @@ impl Trainer {
             tokens += batch.inputs.len();
         }
         let loss = sum / tokens as f64;
-        if self.state.best.is_none_or(|(best, _)| loss < best) {
+        let best = self.state.best.is_none_or(|(best, _)| loss < best);
+        if best {
             self.state.best = Some((loss, self.state.step));
-            checkpoint::save(&self.directory.join("best.safetensors"), &self.parameters, None, &self.state)?;
         }
-        Ok(loss)
+        Ok((loss, best))
     }
 }
