@@ -181,7 +181,7 @@ def learning_rate(train: dict, step: int) -> float:
 class Trainer:
     def __init__(self, run: pathlib.Path):
         self.config = config = tomllib.loads((run / "config.toml").read_text())
-        with safe_open(run / "last.safetensors", "pt") as file:
+        with safe_open(max(run.glob("step-*.safetensors")), "pt") as file:
             state = json.loads(file.metadata()["state"])
             if state["step"]:
                 raise SystemExit(f"{run} is at step {state['step']}: start it with --stop-after 0")

@@ -13,10 +13,11 @@ use crate::train::{Freeze, Outcome, Progress, Run, RunConfig};
 /// Train a model: the main model and, with an `[fgram]` section, the f-gram model, jointly
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "RUN_DIR receives config.toml, metrics.jsonl (a line an update), last.safetensors (the newest \
-checkpoint), best.safetensors (the weights of the lowest validation loss) and, at the end, model/: a directory that \
+    after_help = "RUN_DIR receives config.toml, environment.json (dataset, machine, every start), metrics.jsonl (a line an update), \
+signs.jsonl (signs of trouble), samples.jsonl (continuations of the [samples] prompts), step-*.safetensors (the newest \
+checkpoints), best.safetensors (the weights of the lowest validation loss) and, at the end, model/: a directory that \
 `scone` serves and transformers opens. Ctrl-C writes a checkpoint and stops; --resume goes on, bit for bit as if \
-nothing had happened (with the same number of threads).
+nothing had happened (on the same kind of CPU with the same number of threads), after a kill -9 too.
 
 Without an [fgram] section the same run trains the baseline. With one, make the table afterwards:
   scone-train fit --config scone.toml --output runs/scone
@@ -34,7 +35,7 @@ pub struct Args {
     /// Where the run's files go
     #[arg(long, env = "SCONE_RUN_DIR", value_name = "RUN_DIR", required_unless_present = "print_config")]
     output: Option<PathBuf>,
-    /// Continue the run in RUN_DIR from its last checkpoint; start it if there is none
+    /// Continue the run in RUN_DIR from its newest whole checkpoint; start it if there is none
     #[arg(long)]
     resume: bool,
     /// Stop after so many updates, as Ctrl-C does, and let --resume go on another time; 0 writes the initial weights only

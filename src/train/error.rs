@@ -35,6 +35,9 @@ pub enum TrainError {
     /// The run directory is in use already.
     #[error("{0} holds a run already: continue it with --resume, or choose another --output")]
     Exists(PathBuf),
+    /// Another process has the run directory.
+    #[error("{0} is being trained by another process: wait for it or stop it")]
+    Busy(PathBuf),
     /// The data do not suffice.
     #[error("{0}")]
     Data(String),

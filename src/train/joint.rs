@@ -3,7 +3,8 @@ use std::sync::Arc;
 use candle_core::Tensor;
 
 use super::{Batch, Freeze, Parameters, RunConfig, unique_grams};
-use crate::model::ops::{cross_entropy, take_rows, take_rows_of_two};
+use crate::fgram::FgramSet;
+use crate::model::ops::{Linear, cross_entropy, take_rows, take_rows_of_two};
 use crate::model::{Attend, FgramModel, MainModel, ModelError};
 
 /// The main model and, unless it is a baseline, the f-gram model, on the same parameters.
@@ -84,6 +85,30 @@ impl JointModel {
         let x = self.embed(batch)?;
         let h = self.main.decoder.forward(&x, &Attend::Whole(batch.lengths.clone()))?;
         cross_entropy(&self.main.decoder.norm(&h)?, &self.main.head, &batch.targets)
+    }
+
+    /// The logits after the last token of each sequence, whose f-grams are those of `set`: `[sequences, vocabulary]`.
+    ///
+    /// # Errors
+    /// Where a sequence is empty or a token is beyond the vocabulary.
+    pub fn next_logits(&self, sequences: &[&[u32]], set: Option<&FgramSet>) -> candle_core::Result<Tensor> {
+        let lengths: Vec<usize> = sequences.iter().map(|tokens| tokens.len()).collect();
+        if lengths.contains(&0) {
+            candle_core::bail!("a sequence without a token has no next one");
+        }
+        let matches = set.map_or_else(Vec::new, |set| {
+            let found = set.index().matches_of(sequences.iter().map(|tokens| (*tokens, 0)));
+            found.into_iter().map(|found| found.map_or(1, |found| found.n)).collect()
+        });
+        let ends = lengths.iter().scan(0, |end, n| {
+            *end += n;
+            Some(*end as u32 - 1)
+        });
+        let ends = Arc::new(ends.collect());
+        let (inputs, lengths) = (sequences.concat(), Arc::new(lengths.clone()));
+        let batch = Batch { inputs, targets: Arc::default(), matches, lengths };
+        let h = self.main.decoder.forward(&self.embed(&batch)?, &Attend::Whole(batch.lengths.clone()))?;
+        Linear::new(self.main.head.clone()).forward(&self.main.decoder.norm(&take_rows(&h, &ends)?)?)
     }
 
     fn embed(&self, batch: &Batch) -> candle_core::Result<Tensor> {

@@ -20,7 +20,7 @@ mod update;
 
 pub use config::{
     CheckpointConfig, CorpusConfig, DataConfig, Documents, FgramSection, Freeze, ModelSection,
-    OptimizerConfig, RunConfig, ValidationConfig,
+    OptimizerConfig, RunConfig, SamplesConfig, ValidationConfig,
 };
 pub use data::{Batch, Batches, Corpora, Corpus, HeldOut};
 pub use error::TrainError;

@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 use rand::{RngExt, SeedableRng};
 
 use super::*;
+use crate::fgram::{FgramSet, Policy, rank_order};
 
 const VOCABULARY: usize = 40;
 
@@ -216,6 +217,43 @@ fn a_gain_of_zero_starts_as_the_baseline() {
         loss(&JointModel::create(&config, VOCABULARY, 4, &mut parameters).unwrap(), &batch)
     });
     assert_eq!(losses[0], losses[1]);
+}
+
+/// The loss of a window is the mean over its prefixes of what [`JointModel::next_logits`] gives the token that follows.
+#[test]
+fn next_logits_are_those_that_the_loss_is_made_of() {
+    let text = batch();
+    let context = text.lengths[0];
+    let pairs: Vec<Vec<u32>> = (1..8u32).flat_map(|a| (1..8).map(move |b| vec![a, b])).collect();
+    let triples = pairs.iter().filter(|pair| pair[0] < 4).map(|pair| [&pair[..], &[2]].concat());
+    let mut grams: Vec<Vec<u32>> = pairs.iter().cloned().chain(triples).collect();
+    grams.sort_by(|a, b| rank_order((a, 5), (b, 5)));
+    let policy = Policy { max_n: 4, special_tokens: Vec::new(), tokenizer_sha256: String::new() };
+    let set = FgramSet::from_ranked(policy, grams.iter().map(|gram| (&gram[..], 5))).unwrap();
+    for fgrams in [false, true] {
+        let (model, _) = model(&config(fgrams));
+        let mut whole = text.clone();
+        whole.matches = (0..whole.inputs.len())
+            .map(|i| set.longest_match(&whole.inputs[i / context * context..=i]).map_or(1, |found| found.n))
+            .collect();
+        assert!(whole.matches.contains(&2) && whole.matches.contains(&3));
+        let expected = loss(&model, &whole);
+        // All prefixes of a window side by side, one of them as long as it.
+        let windows = whole.inputs.chunks(context).zip(whole.targets.chunks(context));
+        let mut sum = 0.0;
+        for (window, targets) in windows {
+            let prefixes: Vec<&[u32]> = (1..=context).map(|end| &window[..end]).collect();
+            let logits: Vec<Vec<f32>> =
+                model.next_logits(&prefixes, fgrams.then_some(&set)).unwrap().to_vec2().unwrap();
+            for (logits, &target) in logits.iter().zip(targets) {
+                let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+                sum += total.ln() - f64::from(logits[target as usize]);
+            }
+        }
+        let mean = sum / whole.inputs.len() as f64;
+        assert!((mean - expected).abs() < 1e-5 * expected, "{mean} is not {expected}, f-grams: {fgrams}");
+    }
+    assert!(model(&config(false)).0.next_logits(&[&[1], &[]], None).is_err());
 }
 
 #[test]

@@ -1,4 +1,5 @@
 mod data;
+mod samples;
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +9,7 @@ use crate::model::{Config, FgramConfig};
 use crate::train::TrainError;
 
 pub use data::{CorpusConfig, DataConfig, Documents};
+pub use samples::SamplesConfig;
 
 /// A run, as its TOML file says it. `scone-train fit --print-config` shows it in full.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,6 +32,9 @@ pub struct RunConfig {
     /// What is kept.
     #[serde(default)]
     pub checkpoint: CheckpointConfig,
+    /// What is shown of it.
+    #[serde(default)]
+    pub samples: SamplesConfig,
     /// The f-grams and their model. Left out: a baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fgram: Option<FgramSection>,
@@ -191,13 +196,15 @@ impl Default for ValidationConfig {
 pub struct CheckpointConfig {
     /// Steps between two checkpoints; there is one more at the end.
     pub every: u64,
+    /// How many checkpoints stay: the newest.
+    pub keep: usize,
     /// How the finished model's weights are stored: "f16", "bf16" or "f32".
     pub dtype: String,
 }
 
 impl Default for CheckpointConfig {
     fn default() -> Self {
-        Self { every: 200, dtype: "f16".into() }
+        Self { every: 200, keep: 2, dtype: "f16".into() }
     }
 }
 
@@ -290,6 +297,7 @@ impl RunConfig {
             train: OptimizerConfig::default(),
             validation: ValidationConfig::default(),
             checkpoint: CheckpointConfig::default(),
+            samples: SamplesConfig::default(),
             fgram: Some(FgramSection {
                 set: "fgrams.parquet".into(),
                 layers: two(),
@@ -303,6 +311,12 @@ impl RunConfig {
                 learning_rate_scale: fgram_rate(),
             }),
         }
+    }
+
+    /// Whether runs of both take the same steps: what is kept and shown of them may differ.
+    pub fn trains_like(&self, other: &Self) -> bool {
+        let (checkpoint, samples) = (other.checkpoint.clone(), other.samples.clone());
+        Self { checkpoint, samples, ..self.clone() } == *other
     }
 
     /// The file's text.
@@ -332,7 +346,13 @@ impl RunConfig {
             "beta1 and beta2 are 0 or more, below 1",
         )?;
         need(t.epsilon > 0.0 && t.clip > 0.0 && t.weight_decay >= 0.0, "epsilon and clip must be positive")?;
-        need(self.validation.every > 0 && self.checkpoint.every > 0, "every must be at least 1")?;
+        let every = [self.validation.every, self.checkpoint.every, self.samples.every];
+        need(every.iter().all(|every| *every > 0), "every must be at least 1")?;
+        need(
+            self.checkpoint.keep > 0,
+            "keep must be at least 1: without a checkpoint nothing can be resumed",
+        )?;
+        need(self.samples.temperature >= 0.0, "temperature must not be negative")?;
         need(self.model.init_std > 0.0, "init_std must be positive")?;
         need(
             t.freeze.is_none() || (self.fgram.is_some() && self.model.init_from.is_some()),

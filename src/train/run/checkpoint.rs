@@ -1,12 +1,14 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, json};
 
-use crate::new_file;
+use crate::new_file::NewFile;
 use crate::train::{AdamW, Parameters, TrainError};
 
 /// Where a run stands, besides weights and moments. The data's position and the learning rate follow from the step.
@@ -20,79 +22,148 @@ pub(in crate::train) struct State {
     pub(in crate::train) config: String,
 }
 
-/// Writes parameters, moments and state into one safetensors file, beside and renamed: a kill leaves the old one.
-pub(super) fn save(
-    path: &Path,
-    parameters: &Parameters,
-    optimizer: Option<&AdamW>,
-    state: &State,
-) -> Result<(), TrainError> {
-    let broken = |why: String| TrainError::Checkpoint { path: path.to_owned(), why };
-    let mut data: BTreeMap<String, (Vec<usize>, Vec<f32>)> = BTreeMap::new();
-    for (name, var) in parameters.iter() {
-        data.insert(format!("p/{name}"), (var.dims().to_vec(), var.flatten_all()?.to_vec1()?));
-    }
-    for (name, (m, v)) in optimizer.into_iter().flat_map(|optimizer| &optimizer.moments) {
-        data.insert(format!("m/{name}"), (vec![m.len()], m.clone()));
-        data.insert(format!("v/{name}"), (vec![v.len()], v.clone()));
-    }
-    let views = data
-        .iter()
-        .map(|(name, (shape, values))| {
-            Ok((name, TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(values))?))
-        })
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(|e| broken(e.to_string()))?;
-    let state = serde_json::to_string(state).map_err(|e| broken(e.to_string()))?;
-    let metadata = HashMap::from([("state".to_owned(), state)]);
-    let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| broken(e.to_string()))?;
-    new_file::write(path, &bytes).map_err(TrainError::io(path))
+/// All that a run is at one moment, copied, so that it can be written while the run goes on.
+///
+/// The file is a safetensors file: `p/NAME` are parameters, `m/NAME` and `v/NAME` their moments, all f32; its metadata
+/// holds the state, as JSON, and the CRC-32 of state, names and tensors.
+pub(super) struct Snapshot {
+    pub(super) state: State,
+    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
 }
 
-/// Reads a checkpoint into parameters and optimizer, which have the right shapes already.
-pub(super) fn load(
-    path: &Path,
-    parameters: &Parameters,
-    optimizer: Option<&mut AdamW>,
-    config: &str,
-) -> Result<State, TrainError> {
-    let bytes = std::fs::read(path).map_err(TrainError::io(path))?;
-    let broken = |why: String| TrainError::Checkpoint { path: path.to_owned(), why };
-    let damaged = |e: safetensors::SafeTensorError| broken(format!("damaged: {e}"));
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(damaged)?;
-    let state =
-        header.metadata().as_ref().and_then(|m| m.get("state")).map(String::as_str).unwrap_or_default();
-    let state: State =
-        serde_json::from_str(state).map_err(|e| broken(format!("no state of a run in it: {e}")))?;
-    if state.config != config {
-        return Err(broken(
-            "it belongs to another configuration: --resume continues a run unchanged; for other settings start a new \
-             --output"
-                .into(),
-        ));
-    }
-    let tensors = SafeTensors::deserialize(&bytes).map_err(damaged)?;
-    let read = |name: String, len: usize| -> Result<Vec<f32>, TrainError> {
-        let view = tensors.tensor(&name).map_err(damaged)?;
-        if view.dtype() != Dtype::F32 || view.data().len() != len * 4 {
-            return Err(broken(format!("{name} has another size than the configuration's")));
+impl Snapshot {
+    /// Copies parameters and, where an optimizer is given, their moments.
+    pub(super) fn take(
+        parameters: &Parameters,
+        optimizer: Option<&AdamW>,
+        state: &State,
+    ) -> Result<Self, TrainError> {
+        let mut tensors = BTreeMap::new();
+        for (name, var) in parameters.iter() {
+            tensors.insert(format!("p/{name}"), (var.dims().to_vec(), var.flatten_all()?.to_vec1()?));
         }
-        Ok(view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-    };
-    for (name, var) in parameters.iter() {
-        let values = read(format!("p/{name}"), var.elem_count())?;
-        var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?)?;
-    }
-    if let Some(optimizer) = optimizer {
-        for (name, var) in parameters.trained() {
-            let len = var.elem_count();
-            // Before the first update there are none.
-            let moments = match state.step {
-                0 => (vec![0.0; len], vec![0.0; len]),
-                _ => (read(format!("m/{name}"), len)?, read(format!("v/{name}"), len)?),
-            };
-            optimizer.moments.insert(name.to_owned(), moments);
+        for (name, (m, v)) in optimizer.into_iter().flat_map(|optimizer| &optimizer.moments) {
+            tensors.insert(format!("m/{name}"), (vec![m.len()], m.clone()));
+            tensors.insert(format!("v/{name}"), (vec![v.len()], v.clone()));
         }
+        Ok(Self { state: state.clone(), tensors })
     }
-    Ok(state)
+
+    /// Writes it beside `path` and renames it there, so a kill leaves the old file; without `moments`, what is needed to
+    /// use the weights but not to train on.
+    ///
+    /// The header is our own: the safetensors crate would first put a second copy of all tensors together in memory.
+    pub(super) fn write(&self, path: &Path, moments: bool) -> Result<(), TrainError> {
+        let broken =
+            |e: serde_json::Error| TrainError::Checkpoint { path: path.to_owned(), why: e.to_string() };
+        let tensors = || self.tensors.iter().filter(|(name, _)| moments || name.starts_with("p/"));
+        let state = serde_json::to_string(&self.state).map_err(broken)?;
+        let mut header = Map::new();
+        let (mut crc, mut end) = (Checksum::new(&state), 0);
+        for (name, (shape, values)) in tensors() {
+            let data: &[u8] = bytemuck::cast_slice(values);
+            crc.add(name, data);
+            let entry = json!({ "dtype": "F32", "shape": shape, "data_offsets": [end, end + data.len()] });
+            header.insert(name.clone(), entry);
+            end += data.len();
+        }
+        header.insert("__metadata__".to_owned(), json!({ "state": state, "crc32": crc.finish() }));
+        let mut header = serde_json::to_vec(&header).map_err(broken)?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let write = || {
+            let mut file = BufWriter::new(NewFile::create(path)?);
+            file.write_all(&(header.len() as u64).to_le_bytes())?;
+            file.write_all(&header)?;
+            for (_, (_, values)) in tensors() {
+                file.write_all(bytemuck::cast_slice(values))?;
+            }
+            file.into_inner().map_err(std::io::IntoInnerError::into_error)?.commit()
+        };
+        write().map_err(TrainError::io(path))
+    }
+
+    /// Reads a file that [`Snapshot::write`] has written.
+    ///
+    /// # Errors
+    /// [`TrainError::Checkpoint`] where it is damaged, [`TrainError::Io`] where it cannot be read.
+    pub(super) fn read(path: &Path) -> Result<Self, TrainError> {
+        let bytes = std::fs::read(path).map_err(TrainError::io(path))?;
+        let damaged =
+            |why: String| TrainError::Checkpoint { path: path.to_owned(), why: format!("damaged: {why}") };
+        let unreadable = |e: safetensors::SafeTensorError| damaged(e.to_string());
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(unreadable)?;
+        let metadata =
+            |key: &str| header.metadata().as_ref().and_then(|map| map.get(key)).map(String::as_str);
+        let state = metadata("state").unwrap_or_default();
+        let views = SafeTensors::deserialize(&bytes).map_err(unreadable)?;
+        let views: BTreeMap<_, _> = views.tensors().into_iter().collect();
+        let mut crc = Checksum::new(state);
+        views.iter().for_each(|(name, view)| crc.add(name, view.data()));
+        if metadata("crc32") != Some(crc.finish().as_str()) {
+            return Err(damaged("its checksum is not that of its contents".to_owned()));
+        }
+        let state =
+            serde_json::from_str(state).map_err(|e| damaged(format!("no state of a run in it: {e}")))?;
+        let mut tensors = BTreeMap::new();
+        for (name, view) in views {
+            if view.dtype() != Dtype::F32 {
+                return Err(damaged(format!("{name} is not F32")));
+            }
+            let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            tensors.insert(name, (view.shape().to_vec(), values.collect()));
+        }
+        Ok(Self { state, tensors })
+    }
+
+    /// Sets parameters and moments, which have the right shapes already. `path` is what errors name.
+    ///
+    /// # Errors
+    /// Where a tensor is missing or has another size.
+    pub(super) fn restore(
+        mut self,
+        path: &Path,
+        parameters: &Parameters,
+        optimizer: Option<&mut AdamW>,
+    ) -> Result<(), TrainError> {
+        let mut take = |name: String, len: usize| match self.tensors.remove(&name) {
+            Some((_, values)) if values.len() == len => Ok(values),
+            _ => Err(TrainError::Checkpoint {
+                path: path.to_owned(),
+                why: format!("{name} is missing or has another size than the configuration's"),
+            }),
+        };
+        for (name, var) in parameters.iter() {
+            let values = take(format!("p/{name}"), var.elem_count())?;
+            var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?)?;
+        }
+        // Before the first update there are none.
+        if let Some(optimizer) = optimizer.filter(|_| self.state.step > 0) {
+            for (name, var) in parameters.trained() {
+                let len = var.elem_count();
+                let moments = (take(format!("m/{name}"), len)?, take(format!("v/{name}"), len)?);
+                optimizer.moments.insert(name.to_owned(), moments);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The CRC-32 of a state and of tensors with their names, in the order of the names.
+struct Checksum(crc32fast::Hasher);
+
+impl Checksum {
+    fn new(state: &str) -> Self {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(state.as_bytes());
+        Self(hasher)
+    }
+
+    fn add(&mut self, name: &str, data: &[u8]) {
+        self.0.update(name.as_bytes());
+        self.0.update(data);
+    }
+
+    fn finish(self) -> String {
+        format!("{:08x}", self.0.finalize())
+    }
 }

@@ -1,12 +1,6 @@
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-
-use crate::new_file;
-use crate::train::TrainError;
 
 /// One line of `metrics.jsonl`: an update, or a validation after it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,36 +48,5 @@ impl Progress {
             tokens_per_second: 0.0,
             corpora: Default::default(),
         }
-    }
-}
-
-/// `metrics.jsonl`.
-pub(super) struct Log {
-    path: PathBuf,
-    file: File,
-}
-
-impl Log {
-    /// Opens the log and drops what a killed run wrote after `step`, the step of the checkpoint it continues from, and
-    /// what it will write again.
-    pub(super) fn open(path: &Path, step: u64) -> Result<Self, TrainError> {
-        if path.exists() {
-            let text = std::fs::read_to_string(path).map_err(TrainError::io(path))?;
-            let kept: Vec<&str> = text
-                .lines()
-                .filter(|line| {
-                    serde_json::from_str::<Progress>(line).is_ok_and(|line| line.step <= step && step > 0)
-                })
-                .collect();
-            let kept: String = kept.iter().flat_map(|line| [*line, "\n"]).collect();
-            new_file::write(path, kept.as_bytes()).map_err(TrainError::io(path))?;
-        }
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(TrainError::io(path))?;
-        Ok(Self { path: path.to_owned(), file })
-    }
-
-    pub(super) fn write(&mut self, progress: &Progress) -> Result<(), TrainError> {
-        let line = serde_json::to_string(progress).unwrap_or_default();
-        writeln!(self.file, "{line}").map_err(TrainError::io(&self.path))
     }
 }

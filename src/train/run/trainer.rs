@@ -1,11 +1,10 @@
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 
-use super::{Progress, State, checkpoint};
+use super::{Progress, State};
 use crate::train::{
     AdamW, Batch, Batches, HeldOut, JointModel, Parameters, RunConfig, TrainError, learning_rate,
 };
@@ -13,7 +12,6 @@ use crate::train::{
 /// What changes from step to step, apart from the data that it reads.
 pub(super) struct Trainer {
     pub(super) config: RunConfig,
-    pub(super) directory: PathBuf,
     pub(super) parameters: Parameters,
     pub(super) model: JointModel,
     pub(super) validation_model: JointModel,
@@ -121,17 +119,17 @@ impl Trainer {
         Ok(sum.sqrt())
     }
 
-    /// The validation loss, each corpus weighted by its share, and those of the corpora; keeps the weights if it is the
-    /// lowest so far.
-    pub(super) fn validate(&mut self, held_out: &[HeldOut]) -> Result<(f64, Vec<f64>), TrainError> {
+    /// The validation loss, each corpus weighted by its share, and those of the corpora; and whether it is the lowest so
+    /// far.
+    pub(super) fn validate(&mut self, held_out: &[HeldOut]) -> Result<(f64, Vec<f64>, bool), TrainError> {
         let losses = held_out.iter().map(|held_out| self.mean_loss(&held_out.batches));
         let losses = losses.collect::<Result<Vec<_>, _>>()?;
         let loss = held_out.iter().zip(&losses).map(|(held_out, loss)| held_out.share * loss).sum();
-        if self.state.best.is_none_or(|(best, _)| loss < best) {
+        let best = self.state.best.is_none_or(|(best, _)| loss < best);
+        if best {
             self.state.best = Some((loss, self.state.step));
-            checkpoint::save(&self.directory.join("best.safetensors"), &self.parameters, None, &self.state)?;
         }
-        Ok((loss, losses))
+        Ok((loss, losses, best))
     }
 
     /// The loss over all tokens of some batches, with the weights as they are.

@@ -1,0 +1,36 @@
+use std::fs::{File, TryLockError};
+use std::path::Path;
+
+use crate::train::TrainError;
+
+/// A run directory that this process alone writes to. The lock goes with the process, however that ends.
+pub(super) struct Claim {
+    _lock: File,
+}
+
+impl Claim {
+    /// Makes the directory, locks it, and removes what a killed process left half written.
+    ///
+    /// # Errors
+    /// Where another process trains there, or the directory cannot be written.
+    pub(super) fn take(directory: &Path) -> Result<Self, TrainError> {
+        std::fs::create_dir_all(directory).map_err(TrainError::io(directory))?;
+        let path = directory.join(".lock");
+        let lock = File::create(&path).map_err(TrainError::io(&path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(TrainError::Busy(directory.to_owned())),
+            // Not every network file system has locks: there it is up to the user.
+            Err(TryLockError::Error(error)) => {
+                tracing::debug!("{} cannot be locked: {error}", path.display())
+            }
+        }
+        for entry in std::fs::read_dir(directory).map_err(TrainError::io(directory))? {
+            let path = entry.map_err(TrainError::io(directory))?.path();
+            if path.extension().is_some_and(|extension| extension == "partial") && path.is_file() {
+                std::fs::remove_file(&path).map_err(TrainError::io(&path))?;
+            }
+        }
+        Ok(Self { _lock: lock })
+    }
+}

@@ -1,0 +1,94 @@
+use serde::{Deserialize, Serialize};
+
+use super::signs::{Kind, Sign};
+use crate::corpus::{Dataset, Tags};
+use crate::fgram::FgramSet;
+use crate::train::{Corpora, TrainError};
+
+/// Positions looked up at a time.
+const CHUNK: usize = 1 << 16;
+/// How much more of the set may be dead than its counts predict.
+const MARGIN: f64 = 0.25;
+
+/// How many f-grams of a set are matched in the validation split, whose tags say where; the rest are dead weight there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct DeadFgrams {
+    /// F-grams that are the longest match nowhere.
+    pub(super) count: u64,
+    /// Their share of the set.
+    pub(super) share: f64,
+    /// The share that would be dead if the validation split were more of the mined text: that of f-grams which, as often
+    /// as they were counted, do not happen to occur in so few tokens.
+    pub(super) expected_share: f64,
+}
+
+impl DeadFgrams {
+    /// Looks at the whole validation split of each corpus; `None` for a baseline.
+    ///
+    /// # Errors
+    /// Where a shard holds an impossible token.
+    pub(super) fn find(corpora: &Corpora) -> Result<Option<Self>, TrainError> {
+        let Some(set) = corpora.set() else { return Ok(None) };
+        let mut alive = vec![false; set.len()];
+        let (mut mined, mut seen) = (0, 0);
+        for corpus in corpora.iter() {
+            if let Some(tags) = corpus.tags() {
+                mark(&mut alive, corpus.dataset(), set, tags)?;
+            }
+            mined += corpus.dataset().train().tokens;
+            seen += corpus.dataset().validation().tokens;
+        }
+        let count = alive.iter().filter(|alive| !**alive).count();
+        let all = set.len().max(1) as f64;
+        let shrink = seen as f64 / mined.max(1) as f64;
+        let expected = set.counts().iter().map(|&count| (-(count as f64) * shrink).exp()).sum::<f64>() / all;
+        Ok(Some(Self { count: count as u64, share: count as f64 / all, expected_share: expected }))
+    }
+
+    /// Whether that is a sign of trouble.
+    pub(super) fn sign(&self) -> Option<Sign> {
+        let limit = self.expected_share + MARGIN;
+        (self.share > limit).then(|| Sign {
+            step: 0,
+            sign: Kind::DeadFgrams,
+            value: self.share,
+            limit,
+            message: format!(
+                "{self}. The validation text is of another kind than the mined text, or the set was mined elsewhere"
+            ),
+        })
+    }
+}
+
+/// Marks the f-grams, by rank, that are the longest match somewhere in a validation split.
+fn mark(alive: &mut [bool], dataset: &Dataset, set: &FgramSet, tags: &Tags) -> Result<(), TrainError> {
+    let (reach, mut tokens) = (set.policy().max_n - 1, Vec::new());
+    for (shard, tags) in dataset.validation().shards.iter().zip(tags.validation()) {
+        for start in (0..tags.len()).step_by(CHUNK) {
+            let end = tags.len().min(start + CHUNK);
+            let before = start.min(reach);
+            shard.read(start - before..end, &mut tokens)?;
+            let ends = tags[start..end].iter().enumerate().filter(|(_, n)| **n >= 2);
+            for (i, &n) in ends {
+                let end = before + i + 1;
+                let gram = tokens.get(end.wrapping_sub(usize::from(n))..end);
+                if let Some(rank) = gram.and_then(|gram| set.index().rank(gram)) {
+                    alive[rank as usize] = true;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl std::fmt::Display for DeadFgrams {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} f-grams ({:.1} % of the set) never match in the validation split; by their counts {:.1} % would not",
+            self.count,
+            100.0 * self.share,
+            100.0 * self.expected_share
+        )
+    }
+}
