@@ -5,12 +5,14 @@
 //! baseline: same data order, same initial weights, same everything.
 
 mod config;
+mod cost;
 mod data;
 mod error;
 mod export;
 mod grams;
 mod joint;
 mod parameters;
+mod results;
 mod run;
 mod synthetic;
 #[cfg(test)]
@@ -20,11 +22,13 @@ mod update;
 pub use config::{
     CheckpointConfig, DataConfig, FgramSection, ModelSection, OptimizerConfig, RunConfig, ValidationConfig,
 };
+pub use cost::{Costs, FgramWork, inference_flops};
 pub use data::{Batch, Batches};
 pub use error::TrainError;
 pub use grams::{BatchGrams, unique_grams};
 pub use joint::JointModel;
 pub use parameters::Parameters;
+pub use results::{History, ParameterCounts, Results, TextResult, ValidationResult, words_and_line_ends};
 pub use run::{Outcome, Progress, Run};
 pub use synthetic::synthesize;
 pub use update::{AdamW, learning_rate};
