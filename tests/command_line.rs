@@ -8,7 +8,7 @@ const TRAIN: &str = env!("CARGO_BIN_EXE_scone-train");
 
 /// Every sub-command, with the arguments its help must speak of, and a call with a file that is not there; `table plan`
 /// reads no file.
-const COMMANDS: [(&str, &str, &str, &str); 18] = [
+const COMMANDS: [(&str, &str, &str, &str); 19] = [
     (
         SCONE,
         "serve",
@@ -45,6 +45,12 @@ const COMMANDS: [(&str, &str, &str, &str); 18] = [
         "fit",
         "--config --output --resume --init-from --freeze --print-config",
         "fit --config missing --output out",
+    ),
+    (
+        TRAIN,
+        "measure",
+        "RUN_DIR --text --table --row-dtype --discard-table --dataset --fgrams --json",
+        "measure missing",
     ),
     (TRAIN, "synthesize", "--config --output --row-dtype", "synthesize --config missing --output out"),
 ];

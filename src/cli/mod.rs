@@ -10,6 +10,7 @@ pub mod explain;
 pub mod fit;
 pub mod generate;
 pub mod log;
+pub mod measure;
 pub mod mine;
 mod open_model;
 pub mod prepare;

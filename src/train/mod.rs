@@ -5,12 +5,14 @@
 //! baseline: same data order, same initial weights, same everything.
 
 mod config;
+mod cost;
 mod data;
 mod error;
 mod export;
 mod grams;
 mod joint;
 mod parameters;
+mod results;
 mod run;
 mod start;
 mod synthetic;
@@ -22,11 +24,13 @@ pub use config::{
     CheckpointConfig, CorpusConfig, DataConfig, Documents, FgramSection, Freeze, ModelSection,
     OptimizerConfig, RunConfig, SamplesConfig, ValidationConfig,
 };
+pub use cost::{Costs, FgramWork, inference_flops};
 pub use data::{Batch, Batches, Corpora, Corpus, HeldOut};
 pub use error::TrainError;
 pub use grams::{BatchGrams, unique_grams};
 pub use joint::JointModel;
 pub use parameters::Parameters;
+pub use results::{History, ParameterCounts, Results, TextResult, ValidationResult, words_and_line_ends};
 pub use run::{CorpusProgress, Outcome, Progress, Run};
 pub use synthetic::synthesize;
 pub use update::{AdamW, learning_rate};

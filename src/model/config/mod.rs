@@ -181,3 +181,17 @@ pub struct FgramConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_size: Option<usize>,
 }
+
+impl FgramConfig {
+    /// All parameters of the f-gram model, an embedding of its own and its output included.
+    pub fn parameters(&self) -> usize {
+        let width = self.decoder.hidden_size;
+        let embedding = if self.own_embedding { self.decoder.vocab_size * width } else { 0 };
+        let output = match self.output_size {
+            Some(d) => d * width,
+            None if self.residual_output => width,
+            None => 0,
+        };
+        self.decoder.decoder_parameters() + embedding + output
+    }
+}

@@ -288,6 +288,20 @@ impl RunConfig {
         Ok(config)
     }
 
+    /// The configuration of a run, from its directory. Paths in it are as `fit` had them: relative to where that was
+    /// started, unless they are absolute.
+    ///
+    /// # Errors
+    /// Where there is no run, or its `config.toml` was changed into what cannot be.
+    pub fn of_run(directory: &Path) -> Result<Self, TrainError> {
+        let path = directory.join("config.toml");
+        let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
+        let error = |why: String| TrainError::Config { path: path.clone(), why };
+        let config: Self = toml::from_str(&text).map_err(|e| error(e.to_string()))?;
+        config.check().map_err(error)?;
+        Ok(config)
+    }
+
     /// A complete configuration to start from, with every field at its default.
     pub fn example() -> Self {
         Self {

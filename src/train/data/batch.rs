@@ -41,6 +41,15 @@ impl Batch {
         self.matches.extend(clamped);
     }
 
+    /// The inputs and targets of each sequence.
+    pub fn sequences(&self) -> impl Iterator<Item = (&[u32], &[u32])> {
+        self.lengths.iter().scan(0, |end, &length| {
+            let start = *end;
+            *end += length;
+            Some((&self.inputs[start..*end], &self.targets[start..*end]))
+        })
+    }
+
     /// Replaces a `share` of the matches by a shorter one, or none, at random: every prefix of a match's length is again
     /// an f-gram, for the set is closed.
     pub fn fall_back(&mut self, share: f64, seed: u64) {

@@ -35,6 +35,18 @@ impl Corpora {
     /// Where a file is missing or damaged, tokenizers or ends of documents differ, or a dataset is not tagged with the
     /// set.
     pub fn open(config: &RunConfig) -> Result<Self, TrainError> {
+        Self::open_as(config, true)
+    }
+
+    /// As [`Corpora::open`], without the tags, which may be those of another set by now: batches have no matches.
+    ///
+    /// # Errors
+    /// As there, but for the tags.
+    pub fn open_untagged(config: &RunConfig) -> Result<Self, TrainError> {
+        Self::open_as(config, false)
+    }
+
+    fn open_as(config: &RunConfig, tagged: bool) -> Result<Self, TrainError> {
         let weighted: Vec<_> = config.data.weighted().collect();
         let datasets = weighted.iter().map(|(path, _)| Dataset::open(path)).collect::<Result<Vec<_>, _>>()?;
         for dataset in &datasets[1..] {
@@ -50,7 +62,7 @@ impl Corpora {
                 datasets[0].directory().display()
             )));
         }
-        let sha256 = set.as_ref().map(FgramSet::sha256);
+        let sha256 = set.as_ref().filter(|_| tagged).map(FgramSet::sha256);
         let total: f64 = weighted.iter().map(|(_, weight)| weight).sum();
         let names = names(&datasets);
         let mut corpora = Vec::new();

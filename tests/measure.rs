@@ -1,0 +1,191 @@
+//! `scone-train measure`: its figures are those of `scone eval`, of the run itself, and of the batches it saw.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::AtomicBool;
+
+use scone::corpus::{Dataset, Input, MineOptions, PrepareOptions, Tags, TokenizerSource, mine, prepare, tag};
+use scone::fgram::parquet;
+use scone::train::{Batches, ModelSection, Results, Run, RunConfig, unique_grams};
+use serde_json::Value;
+
+const SCONE: &str = env!("CARGO_BIN_EXE_scone");
+const TRAIN: &str = env!("CARGO_BIN_EXE_scone-train");
+
+/// A mined corpus, a finished run with f-grams (`scone`) and a baseline stopped half way (`baseline`).
+struct Runs {
+    directory: tempfile::TempDir,
+}
+
+impl Runs {
+    fn make() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let text = include_str!("../examples/sotu/sotu-small.jsonl");
+        let text: String = text.lines().take(8).flat_map(|line| [line, "\n"]).collect();
+        std::fs::write(path("text.jsonl"), text).unwrap();
+        let held_out = include_str!("../examples/sotu/held-out.txt");
+        std::fs::write(path("held-out.txt"), held_out.chars().take(5_000).collect::<String>()).unwrap();
+        let options = PrepareOptions {
+            output: path("dataset"),
+            tokenizer: TokenizerSource::Train { vocab_size: 500, sample_bytes: 1 << 20 },
+            eos: None,
+            validation: 0.2,
+            shard_tokens: 1 << 30,
+        };
+        prepare(&Input::new(&[path("text.jsonl")]).unwrap(), &options, &mut |_| {}).unwrap();
+        let dataset = Dataset::open(path("dataset")).unwrap();
+        let mined = mine(&dataset, MineOptions { max_n: 4, size: 2000, min_count: 3 }, &|_, _| {}).unwrap();
+        parquet::write(&mined.set, path("fgrams.parquet")).unwrap();
+        tag(&dataset, &mined.set, &mut |_| {}).unwrap();
+        let runs = Self { directory };
+        for (name, most) in [("scone", None), ("baseline", Some(6))] {
+            let mut run = Run::open(&runs.config(name), &runs.path(name), false).unwrap();
+            run.train(most, &AtomicBool::new(false), &mut |_| {}).unwrap();
+        }
+        runs
+    }
+
+    fn config(&self, name: &str) -> RunConfig {
+        let mut config = RunConfig::example();
+        config.data.dataset = self.path("dataset");
+        config.model = ModelSection {
+            hidden_size: 32,
+            intermediate_size: 48,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            context: 32,
+            ..ModelSection::default()
+        };
+        config.train.steps = 12;
+        config.train.batch = 4;
+        config.train.accumulate = 2;
+        config.train.learning_rate = 0.01;
+        config.train.warmup_steps = 3;
+        config.validation.every = 4;
+        config.validation.tokens = 600;
+        config.checkpoint.dtype = "f32".into();
+        match &mut config.fgram {
+            Some(fgram) if name == "scone" => {
+                fgram.set = self.path("fgrams.parquet");
+                (fgram.own_embedding, fgram.hidden_size) = (true, Some(48));
+                fgram.fallback = 0.2;
+            }
+            _ => config.fgram = None,
+        }
+        config
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn command(&self, program: &str, arguments: &str) -> Output {
+        let mut command = Command::new(program);
+        command.current_dir(self.directory.path()).args(arguments.split_whitespace());
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SCONE_")) {
+            command.env_remove(name);
+        }
+        command.output().unwrap()
+    }
+
+    fn json(&self, program: &str, arguments: &str) -> Value {
+        let output = self.command(program, arguments);
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn refused(&self, arguments: &str) -> String {
+        let output = self.command(TRAIN, arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+}
+
+fn close(a: f64, b: f64, share: f64) -> bool {
+    (a - b).abs() <= share * b.abs()
+}
+
+fn table(runs: &Runs) -> PathBuf {
+    runs.path("scone").join("model/table.safetensors")
+}
+
+#[test]
+fn figures_are_those_of_eval_of_the_run_and_of_its_batches() {
+    let runs = Runs::make();
+    let measure = "measure scone --text held=held-out.txt --row-dtype f32 --json";
+    let printed = runs.json(TRAIN, &format!("{measure} --discard-table"));
+    assert!(!table(&runs).exists(), "the table is still there");
+    assert_eq!(runs.json(TRAIN, measure), printed, "another table, other figures");
+    let results = Results::read(&runs.path("scone")).unwrap();
+    assert_eq!(serde_json::to_value(&results).unwrap(), printed, "what is printed is not what is kept");
+
+    let eval = runs.json(SCONE, "eval scone/model --text held-out.txt --json");
+    let held = &printed["texts"]["held"];
+    for (ours, evals) in [("loss", "nll"), ("perplexity", "perplexity"), ("bits_per_byte", "bits_per_byte")] {
+        assert!(close(held[ours].as_f64().unwrap(), eval[evals].as_f64().unwrap(), 1e-9), "{held} {eval}");
+    }
+    assert_eq!(held["hit_rate"], eval["hit_rate"]);
+    assert!(results.texts["held"].hit_rate > 0.2, "hardly an f-gram was met: {held}");
+
+    // Rows and weights are exact, so the served model has the loss that the run had.
+    let best = results.history.best_loss.unwrap();
+    assert!(close(results.validation.loss, best, 1e-4), "{} is not {best}", results.validation.loss);
+    assert_eq!(results.history.tokens, 12 * 4 * 2 * 32);
+    assert_eq!(results.costs.table_bytes, table(&runs).metadata().unwrap().len());
+    the_f_grams_met_are_those_of_the_tags(&runs, &results);
+}
+
+/// By the dataset's tags and every batch of the run.
+fn the_f_grams_met_are_those_of_the_tags(runs: &Runs, results: &Results) {
+    let config = runs.config("scone");
+    let dataset = Dataset::open(runs.path("dataset")).unwrap();
+    let set = parquet::read(runs.path("fgrams.parquet")).unwrap();
+    let tags = Tags::open(&dataset, &set.sha256()).unwrap();
+    let batches = Batches::new(&dataset, Some(&tags), false, 32, config.seed).unwrap();
+    let validation = Batches::new(&dataset, Some(&tags), true, 32, config.seed).unwrap();
+    let (mut met, mut all) = (0, 0);
+    for number in 0..24 {
+        let mut batch = batches.shuffled(number, 4).unwrap();
+        all += unique_grams(&batch, 0).grams.len();
+        batch.fall_back(0.2, config.seed ^ number);
+        met += unique_grams(&batch, 0).grams.len();
+    }
+    let expected = met as f64 / results.history.tokens as f64;
+    assert!(met < all, "matches that fell back are counted whole");
+    assert!(close(results.costs.fgrams_per_token, expected, 1e-12), "{:?}, not {expected}", results.costs);
+
+    let tags: Vec<u8> =
+        validation.spread(600, 4).unwrap().iter().flat_map(|batch| batch.matches.clone()).collect();
+    let share = |sum: usize| sum as f64 / tags.len() as f64;
+    assert_eq!(results.validation.hit_rate, share(tags.iter().filter(|&&n| n >= 2).count()));
+    assert_eq!(results.validation.mean_match, share(tags.iter().map(|&n| usize::from(n)).sum()));
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_and_a_baseline_is_one() {
+    let runs = Runs::make();
+    let error = runs.refused("measure baseline --text held=held-out.txt");
+    assert!(error.contains("step 6 of 12") && error.contains("--resume"), "{error}");
+    assert!(!Path::new(&runs.path("baseline")).join("results.json").exists());
+
+    let mut run = Run::open(&runs.config("baseline"), &runs.path("baseline"), true).unwrap();
+    run.train(None, &AtomicBool::new(false), &mut |_| {}).unwrap();
+    assert!(runs.refused("measure baseline --table t.safetensors").contains("baseline"));
+    assert!(runs.refused("measure baseline --dataset nowhere").contains("--dataset"));
+    assert!(runs.refused("measure scone --fgrams nowhere").contains("--fgrams"));
+    assert!(runs.refused("measure baseline --text held=nowhere.txt").contains("nowhere.txt"));
+    let printed = runs.json(TRAIN, "measure baseline --text held=held-out.txt --json");
+    let results = Results::read(&runs.path("baseline")).unwrap();
+    assert_eq!((results.fgrams, results.max_n, results.parameters.fgram), (0, 1, 0), "{printed}");
+    assert_eq!((results.costs.table_bytes, results.costs.fgram_training_flops), (0, 0.0));
+    assert_eq!(results.texts["held"].hit_rate, 0.0);
+    // The main model serves at its baseline's cost.
+    runs.json(TRAIN, "measure scone --json --discard-table");
+    let scone = Results::read(&runs.path("scone")).unwrap();
+    assert_eq!(scone.costs.inference_flops, results.costs.inference_flops);
+    assert_eq!(scone.costs.accelerator_bytes, results.costs.accelerator_bytes);
+    assert!(scone.costs.training_flops > results.costs.training_flops);
+}
