@@ -8,7 +8,7 @@ const TRAIN: &str = env!("CARGO_BIN_EXE_scone-train");
 
 /// Every sub-command, with the arguments its help must speak of, and a call with a file that is not there; `table plan`
 /// reads no file.
-const COMMANDS: [(&str, &str, &str, &str); 17] = [
+const COMMANDS: [(&str, &str, &str, &str); 18] = [
     (
         SCONE,
         "serve",
@@ -35,6 +35,7 @@ const COMMANDS: [(&str, &str, &str, &str); 17] = [
     (TRAIN, "mine", "DATASET --output --max-n --size --min-count", "mine missing --output out"),
     (TRAIN, "tag", "DATASET --fgrams", "tag missing --fgrams missing"),
     (TRAIN, "fit", "--config --output --resume --print-config", "fit --config missing --output out"),
+    (TRAIN, "compare", "RUN_DIR --output --by --of --series --show --json", "compare missing"),
     (TRAIN, "synthesize", "--config --output --row-dtype", "synthesize --config missing --output out"),
 ];
 const PREPARE: &str = "prepare missing --output out --vocab-size 300";

@@ -29,6 +29,7 @@ enum Command {
     Mine(cli::mine::Args),
     Tag(cli::tag::Args),
     Fit(cli::fit::Args),
+    Compare(cli::compare::Args),
     Synthesize(cli::synthesize::Args),
 }
 
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
             Command::Mine(args) => cli::mine::run(&args),
             Command::Tag(args) => cli::tag::run(&args),
             Command::Fit(args) => cli::fit::run(&args),
+            Command::Compare(args) => cli::compare::run(&args),
             Command::Synthesize(args) => cli::synthesize::run(&args),
         });
     match result {

@@ -13,7 +13,7 @@ use crate::train::{Outcome, Progress, Run, RunConfig};
 /// Train a model: the main model and, with an `[fgram]` section, the f-gram model, jointly
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "RUN_DIR receives config.toml, metrics.jsonl (a line an update), last.safetensors (the newest \
+    after_help = "RUN_DIR receives config.toml, metrics.jsonl (a line an update), curves.svg (the same, drawn anew at every validation), last.safetensors (the newest \
 checkpoint), best.safetensors (the weights of the lowest validation loss) and, at the end, model/: a directory that \
 `scone` serves and transformers opens. Ctrl-C writes a checkpoint and stops; --resume goes on, bit for bit as if \
 nothing had happened (with the same number of threads).

@@ -11,6 +11,7 @@ mod export;
 mod grams;
 mod joint;
 mod parameters;
+mod report;
 mod run;
 mod synthetic;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use error::TrainError;
 pub use grams::{BatchGrams, unique_grams};
 pub use joint::JointModel;
 pub use parameters::Parameters;
+pub use report::{Axes, Comparison, Grid, RunRecord};
 pub use run::{Outcome, Progress, Run};
 pub use synthetic::synthesize;
 pub use update::{AdamW, learning_rate};

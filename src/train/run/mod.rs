@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::metrics::Log;
 use self::trainer::Trainer;
+use super::report::draw_curves;
 use super::{AdamW, Batches, JointModel, Parameters, RunConfig, TrainError, export};
 use crate::corpus::{Dataset, Tags};
 use crate::fgram::{FgramSet, parquet};
@@ -19,7 +20,7 @@ pub use metrics::Progress;
 
 /// A run: models, optimizer and where it stands.
 ///
-/// Its directory holds `config.toml`, `metrics.jsonl`, `last.safetensors` (the newest checkpoint, complete),
+/// Its directory holds `config.toml`, `metrics.jsonl`, `curves.svg`, `last.safetensors` (the newest checkpoint, complete),
 /// `best.safetensors` (the weights of the lowest validation loss) and at the end `model/`, made of the best.
 pub struct Run {
     dataset: Dataset,
@@ -130,6 +131,9 @@ impl Run {
                 progress.validation_loss = Some(trainer.validate(&validation)?);
             }
             log.write(&progress)?;
+            if progress.validation_loss.is_some() {
+                draw_curves(&trainer.directory)?;
+            }
             observe(&progress);
             let stopping = stop.load(Ordering::Relaxed) || step == end;
             if step.is_multiple_of(trainer.config.checkpoint.every) || last || stopping {
