@@ -70,6 +70,8 @@ fn a_resumed_run_ends_bit_for_bit_as_an_undisturbed_one() {
         let steps: Vec<u64> =
             log.lines().map(|line| serde_json::from_str::<Progress>(line).unwrap().step).collect();
         assert_eq!(steps, (1..=12).collect::<Vec<_>>(), "a line a step, none twice");
+        let curves = String::from_utf8(read(&parts, "curves.svg")).unwrap();
+        assert!(curves.contains(&format!("parts-{fgrams}: 12 updates")), "drawn at the last validation");
         let model = ModelDirectory::open(&whole.join("model")).unwrap();
         assert_eq!(model.scone().is_some(), fgrams);
     }

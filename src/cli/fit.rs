@@ -14,8 +14,9 @@ use crate::train::{Freeze, Outcome, Progress, Run, RunConfig};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "RUN_DIR receives config.toml, environment.json (dataset, machine, every start), metrics.jsonl (a line an update), \
-signs.jsonl (signs of trouble), samples.jsonl (continuations of the [samples] prompts), step-*.safetensors (the newest \
-checkpoints), best.safetensors (the weights of the lowest validation loss) and, at the end, model/: a directory that \
+curves.svg (the same, drawn anew at every validation), signs.jsonl (signs of trouble), samples.jsonl (continuations of the \
+[samples] prompts), step-*.safetensors (the newest checkpoints), best.safetensors (the weights of the lowest validation \
+loss) and, at the end, model/: a directory that \
 `scone` serves and transformers opens. Ctrl-C writes a checkpoint and stops; --resume goes on, bit for bit as if \
 nothing had happened (on the same kind of CPU with the same number of threads), after a kill -9 too.
 

@@ -22,6 +22,7 @@ use self::environment::Environment;
 use self::journal::Journal;
 use self::keeper::{Keeper, Purpose};
 use self::trainer::Trainer;
+use super::report::draw_curves;
 use super::{AdamW, Corpora, JointModel, Parameters, RunConfig, TrainError, export, start};
 use crate::corpus::Dataset;
 use crate::new_file;
@@ -31,7 +32,7 @@ pub use metrics::{CorpusProgress, Progress};
 
 /// A run: models, optimizer and where it stands.
 ///
-/// Its directory holds `config.toml`, `environment.json`, `metrics.jsonl`, `signs.jsonl` (what may be wrong with it),
+/// Its directory holds `config.toml`, `environment.json`, `metrics.jsonl`, `curves.svg`, `signs.jsonl` (what may be wrong with it),
 /// `samples.jsonl` if prompts are configured, the newest checkpoints (`step-00000200.safetensors`, complete),
 /// `best.safetensors` (the weights of the lowest validation loss) and at the end `model/`, made of the best. It belongs to
 /// one process at a time.
@@ -170,6 +171,9 @@ impl Run {
                 best = lowest;
             }
             journal.write(&progress, &trainer.validation_model)?;
+            if validates {
+                draw_curves(&self.directory)?;
+            }
             observe(&progress);
             let stopping = stop.load(Ordering::Relaxed) || step == end;
             let checkpoint = step.is_multiple_of(trainer.config.checkpoint.every) || last || stopping;
