@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use indicatif::ProgressBar;
 
+use super::processes::Processes;
 use super::progress_bar;
 use crate::train::{Outcome, Progress, Run, RunConfig};
 
@@ -20,7 +21,11 @@ nothing had happened (with the same number of threads).
 
 Without an [fgram] section the same run trains the baseline. With one, make the table afterwards:
   scone-train fit --config scone.toml --output runs/scone
-  scone table build runs/scone/model --fgrams fgrams.parquet"
+  scone table build runs/scone/model --fgrams fgrams.parquet
+
+Several processes, on one machine or many, train together if each is told its rank, how many there are and where they meet, \
+as torchrun and Slurm do by themselves (docs/scale.md). Each computes its share of an update's `accumulate` batches; the result \
+is that of one process. Rank 0 alone writes RUN_DIR."
 )]
 pub struct Args {
     /// The run's TOML file; see --print-config
@@ -38,6 +43,8 @@ pub struct Args {
     /// Print the configuration in full, every field with its value (without --config: the defaults), and stop
     #[arg(long)]
     print_config: bool,
+    #[command(flatten, next_help_heading = "Several processes")]
+    processes: Processes,
 }
 
 /// Runs the command.
@@ -54,7 +61,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let directory = args.output.as_deref().context("--output RUN_DIR is missing")?;
-    let mut run = Run::open(&config, directory, args.resume)?;
+    let mut run = Run::open_in(&config, directory, args.resume, args.processes.meet()?)?;
+    if !run.leads() {
+        // What there is to see and to say is rank 0's.
+        run.train(args.stop_after, &*stop_on_signal()?, &mut |_| {})?;
+        return Ok(());
+    }
     report_start(&config, &run);
     let stop = stop_on_signal()?;
     let bar = progress_bar(config.train.steps, "[{bar:30}] step {pos}/{len} {msg}, {eta} left");

@@ -13,6 +13,7 @@ pub mod log;
 pub mod mine;
 mod open_model;
 pub mod prepare;
+mod processes;
 pub mod serve;
 mod shard;
 pub mod synthesize;

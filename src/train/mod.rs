@@ -10,6 +10,7 @@ mod error;
 mod export;
 mod grams;
 mod joint;
+pub mod parallel;
 mod parameters;
 mod run;
 mod synthetic;

@@ -1,6 +1,7 @@
 //! A run: its steps, and what its directory keeps of them.
 
 mod checkpoint;
+mod follow;
 mod metrics;
 mod trainer;
 
@@ -9,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::metrics::Log;
 use self::trainer::Trainer;
+use super::parallel::{Alone, Group, GroupError};
 use super::{AdamW, Batches, JointModel, Parameters, RunConfig, TrainError, export};
 use crate::corpus::{Dataset, Tags};
 use crate::fgram::{FgramSet, parquet};
@@ -42,9 +44,28 @@ impl Run {
     /// # Errors
     /// Where the data do not fit the configuration, or the directory does not fit `resume`.
     pub fn open(config: &RunConfig, directory: &Path, resume: bool) -> Result<Self, TrainError> {
+        Self::open_in(config, directory, resume, Box::new(Alone))
+    }
+
+    /// As [`Run::open`], as one process of a group. Rank 0 alone reads and writes `directory`; the others begin with what
+    /// it gives them, so they can neither miss a checkpoint nor take another.
+    ///
+    /// # Errors
+    /// As [`Run::open`], and where processes are lost, differ in what they train, or cannot share an update evenly.
+    pub fn open_in(
+        config: &RunConfig,
+        directory: &Path,
+        resume: bool,
+        group: Box<dyn Group>,
+    ) -> Result<Self, TrainError> {
+        let (leads, world_size, accumulate) =
+            (group.rank() == 0, group.world_size(), config.train.accumulate);
+        if !accumulate.is_multiple_of(world_size) {
+            return Err(GroupError::Uneven { accumulate, world_size }.into());
+        }
         let last = directory.join("last.safetensors");
         let toml = directory.join("config.toml");
-        if !resume && toml.exists() {
+        if leads && !resume && toml.exists() {
             return Err(TrainError::Exists(directory.to_owned()));
         }
         let dataset = Dataset::open(&config.data.dataset)?;
@@ -55,9 +76,14 @@ impl Run {
         let model = JointModel::create(config, vocab_size, max_n, &mut parameters)?;
         let validation_model = JointModel::for_validation(config, vocab_size, max_n, &parameters)?;
         let mut optimizer = AdamW::new(&config.train);
-        std::fs::create_dir_all(directory).map_err(TrainError::io(directory))?;
         let text = config.to_toml();
-        let state = if resume && last.exists() {
+        let identity = identity(&text, &dataset, set.as_ref().map(|(set, _)| set));
+        if leads {
+            std::fs::create_dir_all(directory).map_err(TrainError::io(directory))?;
+        }
+        let state = if !leads {
+            State { step: 0, best: None, config: text }
+        } else if resume && last.exists() {
             checkpoint::load(&last, &parameters, Some(&mut optimizer), &text)?
         } else {
             new_file::write(&toml, text.as_bytes()).map_err(TrainError::io(&toml))?;
@@ -73,12 +99,19 @@ impl Run {
             optimizer,
             state,
             checkpoint_step,
+            group,
         };
+        trainer.follow(&identity)?;
         // From the first moment on there is something to resume, and initial weights to compare with.
-        if !last.exists() {
+        if leads && !last.exists() {
             trainer.save()?;
         }
         Ok(Self { dataset, set, trainer })
+    }
+
+    /// Whether this process is the one that reads and writes the run's files: the only one, or rank 0.
+    pub fn leads(&self) -> bool {
+        self.trainer.leads()
     }
 
     /// Updates done so far.
@@ -101,7 +134,8 @@ impl Run {
         &self.dataset
     }
 
-    /// Trains to the last step, or for `most` updates, or until `stop` is set, which is looked at after every update.
+    /// Trains to the last step, or for `most` updates, or until `stop` is set, which is looked at after every update; in a
+    /// group, until it is set in any process. Where a process is lost, rank 0 writes a checkpoint before it fails.
     ///
     /// # Errors
     /// Where the run diverges or a file cannot be written.
@@ -117,37 +151,52 @@ impl Run {
         let batches = Batches::new(&self.dataset, tags, false, context, seed)?;
         let validation = Batches::new(&self.dataset, tags, true, context, seed)?
             .spread(trainer.config.validation.tokens, trainer.config.train.batch)?;
-        let mut log = Log::open(&trainer.directory.join("metrics.jsonl"), trainer.state.step)?;
+        let metrics = trainer.directory.join("metrics.jsonl");
+        let mut log = trainer.leads().then(|| Log::open(&metrics, trainer.state.step)).transpose()?;
         let steps = trainer.config.train.steps;
         let end = most.map_or(steps, |most| trainer.state.step.saturating_add(most).min(steps));
         if trainer.state.step == end && end < steps {
             return Ok(Outcome::Stopped);
         }
         while trainer.state.step < steps {
-            let mut progress = trainer.update(&batches)?;
+            let mut progress = match trainer.update(&batches) {
+                // The weights are those of the last whole update: nothing of it needs to be lost with the process.
+                Err(error @ TrainError::Group(_)) => {
+                    trainer.save()?;
+                    return Err(error);
+                }
+                updated => updated?,
+            };
             let (step, last) = (trainer.state.step, trainer.state.step == steps);
             if step.is_multiple_of(trainer.config.validation.every) || last {
                 progress.validation_loss = Some(trainer.validate(&validation)?);
             }
-            log.write(&progress)?;
+            if let Some(log) = &mut log {
+                log.write(&progress)?;
+            }
             observe(&progress);
-            let stopping = stop.load(Ordering::Relaxed) || step == end;
+            let stopping = trainer.group.any(stop.load(Ordering::Relaxed))? || step == end;
             if step.is_multiple_of(trainer.config.checkpoint.every) || last || stopping {
+                trainer.check_group()?;
                 trainer.save()?;
             }
             if stopping && !last {
                 return Ok(Outcome::Stopped);
             }
         }
-        trainer.export(&self.dataset, self.set.as_ref().map(|(set, _)| set))?;
+        if trainer.leads() {
+            trainer.export(&self.dataset, self.set.as_ref().map(|(set, _)| set))?;
+        }
         Ok(Outcome::Finished)
     }
 }
 
 impl Trainer {
     fn save(&mut self) -> Result<(), TrainError> {
-        let last = self.directory.join("last.safetensors");
-        checkpoint::save(&last, &self.parameters, Some(&self.optimizer), &self.state)?;
+        if self.leads() {
+            let last = self.directory.join("last.safetensors");
+            checkpoint::save(&last, &self.parameters, Some(&self.optimizer), &self.state)?;
+        }
         self.checkpoint_step = self.state.step;
         Ok(())
     }
@@ -168,6 +217,13 @@ impl Trainer {
         checkpoint::load(&last, &self.parameters, None, &self.state.config)?;
         Ok(())
     }
+}
+
+/// What a run is made of, for processes to compare.
+fn identity(config: &str, dataset: &Dataset, set: Option<&FgramSet>) -> String {
+    let (tokenizer, tokens) = (dataset.tokenizer().sha256(), dataset.train().tokens);
+    let (validation, set) = (dataset.validation().tokens, set.map(FgramSet::sha256));
+    format!("{config}\n{tokenizer} {tokens} {validation} {set:?}")
 }
 
 fn open_set(dataset: &Dataset, path: &Path) -> Result<(FgramSet, Tags), TrainError> {
