@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use indicatif::ProgressBar;
 
+use super::processes::Processes;
 use super::progress_bar;
 use crate::train::{Freeze, Outcome, Progress, Run, RunConfig};
 
@@ -27,7 +28,11 @@ Without an [fgram] section the same run trains the baseline. With one, make the 
 With --init-from the run has the shape and the weights of a trained model, which [model] then leaves out, and goes on \
 from there: a new f-gram model (residual_output = true) starts at the token embedding, so nothing is lost at the start, \
 which is validated first. --freeze main trains the f-gram model alone and gives back the main model as it was: \
-docs/models.md."
+docs/models.md.
+
+Several processes, on one machine or many, train together if each is told its rank, how many there are and where they meet, \
+as torchrun and Slurm do by themselves (docs/scale.md). Each computes its share of an update's `accumulate` batches; the result \
+is that of one process. Rank 0 alone writes RUN_DIR."
 )]
 pub struct Args {
     /// The run's TOML file; see --print-config
@@ -51,6 +56,8 @@ pub struct Args {
     /// Print the configuration in full, every field with its value (without --config: the defaults), and stop
     #[arg(long)]
     print_config: bool,
+    #[command(flatten, next_help_heading = "Several processes")]
+    processes: Processes,
 }
 
 /// Runs the command.
@@ -70,7 +77,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let directory = args.output.as_deref().context("--output RUN_DIR is missing")?;
-    let mut run = Run::open(&config, directory, args.resume)?;
+    let mut run = Run::open_in(&config, directory, args.resume, args.processes.meet()?)?;
+    if !run.leads() {
+        // What there is to see and to say is rank 0's.
+        run.train(args.stop_after, &*stop_on_signal()?, &mut |_| {})?;
+        return Ok(());
+    }
     report_start(&config, &run);
     let stop = stop_on_signal()?;
     let bar = progress_bar(config.train.steps, "[{bar:30}] step {pos}/{len} {msg}, {eta} left");

@@ -15,6 +15,7 @@ pub mod measure;
 pub mod mine;
 mod open_model;
 pub mod prepare;
+mod processes;
 pub mod serve;
 mod shard;
 pub mod synthesize;

@@ -57,6 +57,9 @@ pub enum TrainError {
     /// An op cut the gradient of a parameter.
     #[error("the parameter {0} receives no gradient")]
     NoGradient(String),
+    /// The other processes.
+    #[error(transparent)]
+    Group(#[from] super::parallel::GroupError),
     /// The corpus.
     #[error(transparent)]
     Corpus(#[from] crate::corpus::Error),

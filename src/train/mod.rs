@@ -11,6 +11,7 @@ mod error;
 mod export;
 mod grams;
 mod joint;
+pub mod parallel;
 mod parameters;
 mod report;
 mod results;

@@ -1,15 +1,17 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Progress;
 use super::dead::DeadFgrams;
 use super::log::Log;
 use super::samples::Samples;
 use super::signs::{Kind, Sign, Watch};
+use crate::train::report::draw_curves;
 use crate::train::{Corpora, JointModel, RunConfig, TrainError};
 
 /// What a run writes about itself as it goes: `metrics.jsonl`, `signs.jsonl` and, where prompts are configured,
 /// `samples.jsonl`.
 pub(super) struct Journal<'a> {
+    directory: PathBuf,
     metrics: Log,
     signs: Log,
     watch: Watch,
@@ -40,7 +42,7 @@ impl<'a> Journal<'a> {
                 Samples::open(&directory.join("samples.jsonl"), config, step, corpora.first(), corpora.set())
             })
             .transpose()?;
-        let mut journal = Self { metrics, signs, watch, samples };
+        let mut journal = Self { directory: directory.to_owned(), metrics, signs, watch, samples };
         let mut said = said.lines().filter_map(|line| serde_json::from_str::<Sign>(line).ok());
         if !said.any(|sign| sign.sign == Kind::DeadFgrams) {
             match (dead, dead.and_then(DeadFgrams::sign)) {
@@ -61,9 +63,13 @@ impl<'a> Journal<'a> {
         for sign in self.watch.see(progress) {
             self.say(&sign)?;
         }
+        if progress.validation_loss.is_none() {
+            return Ok(());
+        }
+        draw_curves(&self.directory)?;
         match &mut self.samples {
-            Some(samples) if progress.validation_loss.is_some() => samples.write(progress.step, model),
-            _ => Ok(()),
+            Some(samples) => samples.write(progress.step, model),
+            None => Ok(()),
         }
     }
 

@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use super::checkpoint::Snapshot;
+use super::directory::Purpose;
 use crate::train::TrainError;
 
 /// The checkpoints of a run: `step-00000200.safetensors` and so on, the newest few of them, and `best.safetensors`, the
@@ -14,15 +15,6 @@ pub(super) struct Keeper {
     /// How many checkpoints stay.
     keep: usize,
     writing: Option<JoinHandle<Result<(), TrainError>>>,
-}
-
-/// What a snapshot is written as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Purpose {
-    /// As the weights of the lowest validation loss.
-    pub(super) best: bool,
-    /// As what the run can be continued from.
-    pub(super) checkpoint: bool,
 }
 
 impl Keeper {

@@ -3,7 +3,9 @@
 mod checkpoint;
 mod claim;
 mod dead;
+mod directory;
 mod environment;
+mod follow;
 mod journal;
 mod keeper;
 mod log;
@@ -12,37 +14,32 @@ mod samples;
 mod signs;
 mod trainer;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use self::checkpoint::Snapshot;
-use self::claim::Claim;
 use self::dead::DeadFgrams;
+use self::directory::{Purpose, RunDirectory};
 use self::environment::Environment;
 use self::journal::Journal;
-use self::keeper::{Keeper, Purpose};
 use self::trainer::Trainer;
-use super::report::draw_curves;
-use super::{AdamW, Corpora, JointModel, Parameters, RunConfig, TrainError, export, start};
+use super::parallel::{Alone, Group, GroupError};
+use super::{AdamW, Corpora, JointModel, Parameters, RunConfig, TrainError, start};
 use crate::corpus::Dataset;
-use crate::new_file;
 
 pub(super) use checkpoint::State;
 pub use metrics::{CorpusProgress, Progress};
 
 /// A run: models, optimizer and where it stands.
 ///
-/// Its directory holds `config.toml`, `environment.json`, `metrics.jsonl`, `curves.svg`, `signs.jsonl` (what may be wrong with it),
-/// `samples.jsonl` if prompts are configured, the newest checkpoints (`step-00000200.safetensors`, complete),
+/// Its directory holds `config.toml`, `environment.json`, `metrics.jsonl`, `curves.svg`, `signs.jsonl` (what may be wrong
+/// with it), `samples.jsonl` if prompts are configured, the newest checkpoints (`step-00000200.safetensors`, complete),
 /// `best.safetensors` (the weights of the lowest validation loss) and at the end `model/`, made of the best. It belongs to
 /// one process at a time.
 pub struct Run {
     corpora: Corpora,
     dead: Option<DeadFgrams>,
-    directory: PathBuf,
     trainer: Trainer,
-    keeper: Keeper,
-    _claim: Claim,
+    directory: Option<RunDirectory>,
 }
 
 /// How a run ended.
@@ -60,48 +57,81 @@ impl Run {
     /// # Errors
     /// Where the data do not fit the configuration, or the directory does not fit `resume`.
     pub fn open(config: &RunConfig, directory: &Path, resume: bool) -> Result<Self, TrainError> {
-        let toml = directory.join("config.toml");
-        if !resume && toml.exists() {
-            return Err(TrainError::Exists(directory.to_owned()));
+        Self::open_in(config, directory, resume, Box::new(Alone))
+    }
+
+    /// As [`Run::open`], as one process of a group. Rank 0 alone reads and writes `directory`; the others begin with what
+    /// it gives them, so they can neither miss a checkpoint nor take another.
+    ///
+    /// # Errors
+    /// As [`Run::open`], and where processes are lost, differ in what they train, or cannot share an update evenly.
+    pub fn open_in(
+        config: &RunConfig,
+        directory: &Path,
+        resume: bool,
+        group: Box<dyn Group>,
+    ) -> Result<Self, TrainError> {
+        let (world_size, accumulate) = (group.world_size(), config.train.accumulate);
+        if !accumulate.is_multiple_of(world_size) {
+            return Err(GroupError::Uneven { accumulate, world_size }.into());
         }
+        let leads = group.rank() == 0;
+        let directory = leads.then(|| RunDirectory::open(directory, config, resume)).transpose()?;
         let corpora = Corpora::open(config)?;
-        let dead = DeadFgrams::find(&corpora)?;
         let vocab_size = corpora.first().tokenizer().vocab_size();
         let max_n = corpora.set().map_or(2, |set| set.policy().max_n);
         let mut parameters = Parameters::new(config.seed, config.model.init_std);
         let model = JointModel::create(config, vocab_size, max_n, &mut parameters)?;
         let validation_model = JointModel::for_validation(config, vocab_size, max_n, &parameters)?;
-        let mut optimizer = AdamW::new(&config.train);
-        let claim = Claim::take(directory)?;
-        let keeper = Keeper::new(directory, config.checkpoint.keep);
-        if !resume && !keeper.is_empty()? {
-            return Err(TrainError::Exists(directory.to_owned()));
-        }
-        let newest = if resume { keeper.newest()? } else { None };
-        let text = config.to_toml();
-        let (mut best, mut step) = (None, 0);
-        let begins = newest.is_none();
-        if let Some((path, snapshot)) = newest {
-            (best, step) = (snapshot.state.best, snapshot.state.step);
-            continues(config, &path, &snapshot.state)?;
-            snapshot.restore(&path, &parameters, Some(&mut optimizer))?;
-        } else {
-            start::load(config, corpora.first(), &parameters)?;
-        }
-        new_file::write(&toml, text.as_bytes()).map_err(TrainError::io(&toml))?;
-        Environment::new(&corpora, dead.clone()).record(&directory.join("environment.json"), step)?;
-        let state = State { step, best, config: text };
+        let optimizer = AdamW::new(&config.train);
+        let state = State { step: 0, best: None, config: config.to_toml() };
         let config = config.clone();
-        let trainer =
-            Trainer { config, parameters, model, validation_model, optimizer, state, checkpoint_step: step };
-        let directory = directory.to_owned();
-        let mut run = Self { corpora, dead, directory, trainer, keeper, _claim: claim };
-        // From the first moment on there is something to resume, and initial weights to compare with.
-        if begins {
-            save(&mut run.trainer, &mut run.keeper, Purpose { best: false, checkpoint: true })?;
-            run.keeper.wait()?;
-        }
+        let trainer = Trainer {
+            config,
+            parameters,
+            model,
+            validation_model,
+            optimizer,
+            state,
+            checkpoint_step: 0,
+            group,
+        };
+        let mut run = Self { corpora, dead: None, trainer, directory };
+        run.begin()?;
         Ok(run)
+    }
+
+    /// Sets weights and state to where the run begins or goes on, in all processes of the group.
+    fn begin(&mut self) -> Result<(), TrainError> {
+        let Self { corpora, dead, trainer, directory } = self;
+        let mut first = false;
+        if let Some(directory) = directory {
+            let Trainer { config, parameters, optimizer, .. } = trainer;
+            match directory.restore(config, parameters, optimizer)? {
+                Some(state) => trainer.state = state,
+                None => {
+                    start::load(config, corpora.first(), parameters)?;
+                    first = true;
+                }
+            }
+            trainer.checkpoint_step = trainer.state.step;
+            *dead = DeadFgrams::find(corpora)?;
+            directory.write_config(&trainer.state.config)?;
+            Environment::new(corpora, dead.clone())
+                .record(&directory.path.join("environment.json"), trainer.state.step)?;
+        }
+        trainer.follow(&identity(&trainer.state.config, corpora))?;
+        // From the first moment on there is something to resume, and initial weights to compare with.
+        if let Some(directory) = directory.as_mut().filter(|_| first) {
+            directory.save(trainer, Purpose { best: false, checkpoint: true })?;
+            directory.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Whether this process is the one that reads and writes the run's files: the only one, or rank 0.
+    pub fn leads(&self) -> bool {
+        self.directory.is_some()
     }
 
     /// Updates done so far.
@@ -129,7 +159,8 @@ impl Run {
         self.corpora.first()
     }
 
-    /// Trains to the last step, or for `most` updates, or until `stop` is set, which is looked at after every update.
+    /// Trains to the last step, or for `most` updates, or until `stop` is set, which is looked at after every update; in a
+    /// group, until it is set in any process. Where a process is lost, rank 0 writes a checkpoint before it fails.
     ///
     /// # Errors
     /// Where the run diverges or a file cannot be written.
@@ -139,90 +170,79 @@ impl Run {
         stop: &AtomicBool,
         observe: &mut dyn FnMut(&Progress),
     ) -> Result<Outcome, TrainError> {
-        let trainer = &self.trainer;
-        let batches = self.corpora.training(&trainer.config)?;
-        let held_out = self.corpora.held_out(&trainer.config)?;
-        let (config, step) = (&trainer.config, trainer.state.step);
-        let mut journal = Journal::open(&self.directory, config, step, &self.corpora, self.dead.as_ref())?;
-        let steps = trainer.config.train.steps;
-        let end = most.map_or(steps, |most| trainer.state.step.saturating_add(most).min(steps));
-        if trainer.state.step == end && end < steps {
+        let Self { corpora, dead, trainer, directory } = self;
+        let batches = corpora.training(&trainer.config)?;
+        let held_out = corpora.held_out(&trainer.config)?;
+        let (steps, step) = (trainer.config.train.steps, trainer.state.step);
+        let open = |directory: &RunDirectory| {
+            Journal::open(&directory.path, &trainer.config, step, corpora, dead.as_ref())
+        };
+        let mut journal = directory.as_ref().map(open).transpose()?;
+        let end = most.map_or(steps, |most| step.saturating_add(most).min(steps));
+        if step == end && end < steps {
             return Ok(Outcome::Stopped);
         }
         // What a trained model is before the first update is the first to beat.
-        if step == 0 && config.model.init_from.is_some() {
-            let trainer = &mut self.trainer;
+        if step == 0 && trainer.config.model.init_from.is_some() {
             let progress = Progress::start(trainer.validate(&held_out)?.0);
-            journal.write(&progress, &trainer.validation_model)?;
+            if let (Some(journal), Some(directory)) = (&mut journal, directory.as_mut()) {
+                journal.write(&progress, &trainer.validation_model)?;
+                directory.save(trainer, Purpose { best: true, checkpoint: false })?;
+            }
             observe(&progress);
-            save(trainer, &mut self.keeper, Purpose { best: true, checkpoint: false })?;
         }
-        while self.trainer.state.step < steps {
-            let trainer = &mut self.trainer;
-            let mut progress = trainer.update(&batches)?;
+        while trainer.state.step < steps {
+            let mut progress = match trainer.update(&batches) {
+                // The weights are those of the last whole update: nothing of it needs to be lost with the process.
+                Err(error @ TrainError::Group(_)) => {
+                    if let Some(directory) = directory {
+                        directory.save(trainer, Purpose { best: false, checkpoint: true })?;
+                        directory.wait()?;
+                    }
+                    return Err(error);
+                }
+                updated => updated?,
+            };
             let (step, last) = (trainer.state.step, trainer.state.step == steps);
-            let validates = step.is_multiple_of(trainer.config.validation.every) || last;
             let mut best = false;
-            if validates {
+            if step.is_multiple_of(trainer.config.validation.every) || last {
                 let (loss, losses, lowest) = trainer.validate(&held_out)?;
                 let windows = step * (trainer.config.train.batch * trainer.config.train.accumulate) as u64;
                 progress.validation_loss = Some(loss);
-                progress.corpora = self.corpora.progress(&batches.epochs(windows), &losses);
+                progress.corpora = corpora.progress(&batches.epochs(windows), &losses);
                 best = lowest;
             }
-            journal.write(&progress, &trainer.validation_model)?;
-            if validates {
-                draw_curves(&self.directory)?;
+            if let Some(journal) = &mut journal {
+                journal.write(&progress, &trainer.validation_model)?;
             }
             observe(&progress);
-            let stopping = stop.load(Ordering::Relaxed) || step == end;
+            let stopping = trainer.group.any(stop.load(Ordering::Relaxed))? || step == end;
             let checkpoint = step.is_multiple_of(trainer.config.checkpoint.every) || last || stopping;
-            save(trainer, &mut self.keeper, Purpose { best, checkpoint })?;
+            if checkpoint {
+                trainer.check_group()?;
+                trainer.checkpoint_step = step;
+            }
+            if let Some(directory) = directory {
+                directory.save(trainer, Purpose { best, checkpoint })?;
+            }
             if stopping && !last {
-                self.keeper.wait()?;
+                directory.as_mut().map_or(Ok(()), RunDirectory::wait)?;
                 return Ok(Outcome::Stopped);
             }
         }
-        self.keeper.wait()?;
-        self.export()?;
+        if let Some(directory) = directory {
+            directory.export(trainer, corpora)?;
+        }
         Ok(Outcome::Finished)
     }
-
-    /// Writes `model/` from the best weights; the run's own weights are the last again afterwards.
-    fn export(&self) -> Result<(), TrainError> {
-        let Trainer { config, parameters, state, .. } = &self.trainer;
-        let last = Snapshot::take(parameters, None, state)?;
-        let (directory, best) = (self.directory.join("model"), self.keeper.best());
-        Snapshot::read(&best)?.restore(&best, parameters, None)?;
-        let (dataset, set) = (self.corpora.first(), self.corpora.set());
-        let card = export::card(config, dataset, state);
-        export::write(&directory, config, dataset, set, parameters, &card)?;
-        last.restore(&best, parameters, None)
-    }
 }
 
-/// Begins to write what an update has to leave behind, if anything.
-fn save(trainer: &mut Trainer, keeper: &mut Keeper, purpose: Purpose) -> Result<(), TrainError> {
-    if !purpose.best && !purpose.checkpoint {
-        return Ok(());
+/// What a run is made of, for processes to compare.
+fn identity(config: &str, corpora: &Corpora) -> String {
+    let mut identity = format!("{config}\n{:?}", corpora.set().map(crate::fgram::FgramSet::sha256));
+    for corpus in corpora.iter() {
+        let (tokenizer, tokens) = (corpus.dataset().tokenizer().sha256(), corpus.dataset().train().tokens);
+        identity.push_str(&format!("\n{tokenizer} {tokens} {}", corpus.dataset().validation().tokens));
     }
-    // Before the copy, not after it: there are never two at a time.
-    keeper.wait()?;
-    let optimizer = purpose.checkpoint.then_some(&trainer.optimizer);
-    keeper.begin(Snapshot::take(&trainer.parameters, optimizer, &trainer.state)?, purpose)?;
-    if purpose.checkpoint {
-        trainer.checkpoint_step = trainer.state.step;
-    }
-    Ok(())
-}
-
-/// A checkpoint continues its own run only.
-fn continues(config: &RunConfig, path: &Path, state: &State) -> Result<(), TrainError> {
-    let before: Option<RunConfig> = toml::from_str(&state.config).ok();
-    if before.is_some_and(|before| before.trains_like(config)) {
-        return Ok(());
-    }
-    let why = "it belongs to another configuration: --resume continues a run unchanged ([checkpoint] and [samples] may \
-               change); for other settings start a new --output";
-    Err(TrainError::Checkpoint { path: path.to_owned(), why: why.to_owned() })
+    identity
 }

@@ -5,6 +5,7 @@ use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 
 use super::{Progress, State};
+use crate::train::parallel::{Group, Pairwise, sum_gradients};
 use crate::train::{
     AdamW, Batch, Batches, HeldOut, JointModel, Parameters, RunConfig, TrainError, learning_rate,
 };
@@ -18,26 +19,32 @@ pub(super) struct Trainer {
     pub(super) optimizer: AdamW,
     pub(super) state: State,
     pub(super) checkpoint_step: u64,
+    pub(super) group: Box<dyn Group>,
 }
 
 impl Trainer {
-    /// One update of the weights.
+    /// One update of the weights. Each process of the group computes its share of the batches.
     pub(super) fn update(&mut self, batches: &Batches<'_>) -> Result<Progress, TrainError> {
         let (train, step) = (&self.config.train, self.state.step + 1);
         let start = Instant::now();
-        let (mut loss, mut gradients) = (0.0, None);
-        for micro in 0..train.accumulate {
+        let (mut losses, mut sums) = (vec![0.0; train.accumulate], Pairwise::default());
+        let share = train.accumulate / self.group.world_size();
+        let own = losses.iter_mut().enumerate().skip(share * self.group.rank()).take(share);
+        for (micro, loss) in own {
             let number = self.state.step * train.accumulate as u64 + micro as u64;
             let mut batch = batches.shuffled(number, train.batch)?;
             if let Some(fgram) = self.config.fgram.as_ref().filter(|fgram| fgram.fallback > 0.0) {
                 batch.fall_back(fgram.fallback, self.config.seed ^ number);
             }
             let value = self.model.loss(&batch)?;
-            loss += f64::from(value.to_scalar::<f32>()?) / train.accumulate as f64;
+            *loss = f64::from(value.to_scalar::<f32>()?) / train.accumulate as f64;
             let store = (value / train.accumulate as f64)?.backward()?;
-            gradients = Some(self.add_gradients(gradients, &store)?);
+            sums.push(self.gradients(&store)?, add_gradients)?;
         }
-        let gradients = gradients.unwrap_or_default();
+        let mut gradients = sums.finish(add_gradients)?.unwrap_or_default();
+        self.group.sum_f64(&mut losses)?;
+        sum_gradients(&mut *self.group, &mut gradients)?;
+        let loss = losses.iter().sum();
         let norm = self.gradient_norm(&gradients, loss, step)?;
         let rate = learning_rate(train, step);
         let scale = if norm > train.clip { train.clip / norm } else { 1.0 };
@@ -60,28 +67,19 @@ impl Trainer {
         })
     }
 
-    /// Adds a backward pass's gradients to those so far. Every parameter that is trained must have one.
-    fn add_gradients(
-        &self,
-        sum: Option<BTreeMap<String, Tensor>>,
-        store: &GradStore,
-    ) -> Result<BTreeMap<String, Tensor>, TrainError> {
-        let mut sum = sum.unwrap_or_default();
+    /// A backward pass's gradients by name. Every parameter that is trained must have one.
+    fn gradients(&self, store: &GradStore) -> Result<BTreeMap<String, Tensor>, TrainError> {
+        let mut gradients = BTreeMap::new();
         for (name, var) in self.parameters.trained() {
-            let gradient = store.get(var).ok_or_else(|| TrainError::NoGradient(name.to_owned()));
-            let gradient = match (gradient, sum.get(name)) {
-                (Ok(gradient), Some(sum)) => (sum + gradient)?,
-                (Ok(gradient), None) => gradient.clone(),
+            let gradient = match store.get(var) {
+                Some(gradient) => gradient.clone(),
                 // A batch in which no f-gram occurs says nothing about the f-gram model.
-                (Err(_), sum) if name.starts_with("fgram/") => match sum {
-                    Some(sum) => sum.clone(),
-                    None => var.zeros_like()?,
-                },
-                (Err(error), _) => return Err(error),
+                None if name.starts_with("fgram/") => var.zeros_like()?,
+                None => return Err(TrainError::NoGradient(name.to_owned())),
             };
-            sum.insert(name.to_owned(), gradient);
+            gradients.insert(name.to_owned(), gradient);
         }
-        Ok(sum)
+        Ok(gradients)
     }
 
     /// The norm of all gradients, in the order of the parameters' names; refuses what is not finite.
@@ -122,8 +120,10 @@ impl Trainer {
     /// The validation loss, each corpus weighted by its share, and those of the corpora; and whether it is the lowest so
     /// far.
     pub(super) fn validate(&mut self, held_out: &[HeldOut]) -> Result<(f64, Vec<f64>, bool), TrainError> {
-        let losses = held_out.iter().map(|held_out| self.mean_loss(&held_out.batches));
-        let losses = losses.collect::<Result<Vec<_>, _>>()?;
+        let mut losses = Vec::with_capacity(held_out.len());
+        for held_out in held_out {
+            losses.push(self.mean_loss(&held_out.batches)?);
+        }
         let loss = held_out.iter().zip(&losses).map(|(held_out, loss)| held_out.share * loss).sum();
         let best = self.state.best.is_none_or(|(best, _)| loss < best);
         if best {
@@ -132,14 +132,33 @@ impl Trainer {
         Ok((loss, losses, best))
     }
 
-    /// The loss over all tokens of some batches, with the weights as they are.
-    fn mean_loss(&self, batches: &[Batch]) -> Result<f64, TrainError> {
-        let (mut sum, mut tokens) = (0.0, 0);
-        for batch in batches {
+    /// The loss over all tokens of some batches, with the weights as they are. The processes of the group take the batches
+    /// in turn, and the sum is in the batches' order.
+    fn mean_loss(&mut self, batches: &[Batch]) -> Result<f64, TrainError> {
+        let (rank, processes) = (self.group.rank(), self.group.world_size());
+        let mut losses = vec![0.0; batches.len()];
+        for (i, batch) in batches.iter().enumerate().skip(rank).step_by(processes) {
             let loss = self.validation_model.loss(batch)?.to_scalar::<f32>()?;
-            sum += f64::from(loss) * batch.inputs.len() as f64;
-            tokens += batch.inputs.len();
+            losses[i] = f64::from(loss) * batch.inputs.len() as f64;
         }
-        Ok(sum / tokens as f64)
+        self.group.sum_f64(&mut losses)?;
+        let tokens: usize = batches.iter().map(|batch| batch.inputs.len()).sum();
+        Ok(losses.iter().sum::<f64>() / tokens as f64)
     }
+
+    /// Whether this process is the one that reads and writes the run's files.
+    pub(super) fn leads(&self) -> bool {
+        self.group.rank() == 0
+    }
+}
+
+/// Adds gradients to those of the same parameters.
+fn add_gradients(
+    mut sum: BTreeMap<String, Tensor>,
+    gradients: BTreeMap<String, Tensor>,
+) -> candle_core::Result<BTreeMap<String, Tensor>> {
+    for (sum, gradient) in sum.values_mut().zip(gradients.into_values()) {
+        *sum = (&*sum + gradient)?;
+    }
+    Ok(sum)
 }

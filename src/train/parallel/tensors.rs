@@ -1,0 +1,63 @@
+//! Gradients, parameters and moments, as the values that a [`Group`] carries.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+
+use super::Group;
+use crate::train::{AdamW, Parameters, TrainError};
+
+/// Adds up the gradients of all processes, all in one message.
+pub(in crate::train) fn sum_gradients(
+    group: &mut dyn Group,
+    gradients: &mut BTreeMap<String, Tensor>,
+) -> Result<(), TrainError> {
+    if group.is_alone() {
+        return Ok(());
+    }
+    let mut values = Vec::with_capacity(gradients.values().map(Tensor::elem_count).sum());
+    for gradient in gradients.values() {
+        values.extend(gradient.flatten_all()?.to_vec1::<f32>()?);
+    }
+    group.sum(&mut values)?;
+    let mut rest = values.as_slice();
+    for gradient in gradients.values_mut() {
+        let (own, after) = rest.split_at(gradient.elem_count());
+        *gradient = Tensor::from_slice(own, gradient.shape(), &Device::Cpu)?;
+        rest = after;
+    }
+    Ok(())
+}
+
+/// Gives all processes rank 0's parameters, and its moments if there are any.
+pub(in crate::train) fn share_parameters(
+    group: &mut dyn Group,
+    parameters: &Parameters,
+    optimizer: &mut AdamW,
+) -> Result<(), TrainError> {
+    if group.is_alone() {
+        return Ok(());
+    }
+    let with_moments = group.any(!optimizer.moments.is_empty())?;
+    for (_, var) in parameters.iter() {
+        let mut values = var.flatten_all()?.to_vec1::<f32>()?;
+        group.broadcast(bytemuck::cast_slice_mut(&mut values))?;
+        var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?)?;
+    }
+    for (name, var) in parameters.trained().filter(|_| with_moments) {
+        let zero = || vec![0f32; var.elem_count()];
+        let (m, v) = optimizer.moments.entry(name.to_owned()).or_insert_with(|| (zero(), zero()));
+        group.broadcast(bytemuck::cast_slice_mut(m))?;
+        group.broadcast(bytemuck::cast_slice_mut(v))?;
+    }
+    Ok(())
+}
+
+/// A checksum of all parameters, by which processes find that theirs are no longer the same.
+pub(in crate::train) fn checksum(parameters: &Parameters) -> Result<u32, TrainError> {
+    let mut hasher = crc32fast::Hasher::new();
+    for (_, var) in parameters.iter() {
+        hasher.update(bytemuck::cast_slice(&var.flatten_all()?.to_vec1::<f32>()?));
+    }
+    Ok(hasher.finalize())
+}

@@ -1,0 +1,117 @@
+use std::path::{Path, PathBuf};
+
+use super::checkpoint::Snapshot;
+use super::claim::Claim;
+use super::keeper::Keeper;
+use super::{State, Trainer};
+use crate::new_file;
+use crate::train::{AdamW, Corpora, Parameters, RunConfig, TrainError, export};
+
+/// The files of a run. In a group rank 0 alone has them.
+pub(super) struct RunDirectory {
+    pub(super) path: PathBuf,
+    keeper: Keeper,
+    _claim: Claim,
+}
+
+/// What a snapshot is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Purpose {
+    /// As the weights of the lowest validation loss.
+    pub(super) best: bool,
+    /// As what the run can be continued from.
+    pub(super) checkpoint: bool,
+}
+
+impl RunDirectory {
+    /// Takes the directory for this process.
+    ///
+    /// # Errors
+    /// Where another process trains there, or it holds a run already and is not to `resume` it.
+    pub(super) fn open(path: &Path, config: &RunConfig, resume: bool) -> Result<Self, TrainError> {
+        if !resume && path.join("config.toml").exists() {
+            return Err(TrainError::Exists(path.to_owned()));
+        }
+        let claim = Claim::take(path)?;
+        let keeper = Keeper::new(path, config.checkpoint.keep);
+        if !resume && !keeper.is_empty()? {
+            return Err(TrainError::Exists(path.to_owned()));
+        }
+        Ok(Self { path: path.to_owned(), keeper, _claim: claim })
+    }
+
+    /// Reads the newest checkpoint into parameters and optimizer; `None` where there is none.
+    ///
+    /// # Errors
+    /// Where it is of another configuration, or all checkpoints are damaged.
+    pub(super) fn restore(
+        &self,
+        config: &RunConfig,
+        parameters: &Parameters,
+        optimizer: &mut AdamW,
+    ) -> Result<Option<State>, TrainError> {
+        let Some((path, snapshot)) = self.keeper.newest()? else { return Ok(None) };
+        continues(config, &path, &snapshot.state)?;
+        let state = State { config: config.to_toml(), ..snapshot.state.clone() };
+        snapshot.restore(&path, parameters, Some(optimizer))?;
+        Ok(Some(state))
+    }
+
+    /// Writes `config.toml`.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub(super) fn write_config(&self, text: &str) -> Result<(), TrainError> {
+        let path = self.path.join("config.toml");
+        new_file::write(&path, text.as_bytes()).map_err(TrainError::io(&path))
+    }
+
+    /// Begins to write what an update has to leave behind, if anything.
+    ///
+    /// # Errors
+    /// Where what was begun before could not be written.
+    pub(super) fn save(&mut self, trainer: &Trainer, purpose: Purpose) -> Result<(), TrainError> {
+        if !purpose.best && !purpose.checkpoint {
+            return Ok(());
+        }
+        // Before the copy, not after it: there are never two at a time.
+        self.keeper.wait()?;
+        let optimizer = purpose.checkpoint.then_some(&trainer.optimizer);
+        self.keeper.begin(Snapshot::take(&trainer.parameters, optimizer, &trainer.state)?, purpose)
+    }
+
+    /// Waits until everything is written.
+    ///
+    /// # Errors
+    /// Where it could not be.
+    pub(super) fn wait(&mut self) -> Result<(), TrainError> {
+        self.keeper.wait()
+    }
+
+    /// Writes `model/` from the best weights; the run's own weights are the last again afterwards.
+    ///
+    /// # Errors
+    /// Where a file cannot be read or written.
+    pub(super) fn export(&mut self, trainer: &Trainer, corpora: &Corpora) -> Result<(), TrainError> {
+        self.keeper.wait()?;
+        let Trainer { config, parameters, state, .. } = trainer;
+        let last = Snapshot::take(parameters, None, state)?;
+        let (directory, best) = (self.path.join("model"), self.keeper.best());
+        Snapshot::read(&best)?.restore(&best, parameters, None)?;
+        let (dataset, set) = (corpora.first(), corpora.set());
+        let card = export::card(config, dataset, state);
+        export::write(&directory, config, dataset, set, parameters, &card)?;
+        last.restore(&best, parameters, None)
+    }
+}
+
+/// A checkpoint continues its own run only.
+fn continues(config: &RunConfig, path: &Path, state: &State) -> Result<(), TrainError> {
+    let before: Option<RunConfig> = toml::from_str(&state.config).ok();
+    if before.is_some_and(|before| before.trains_like(config)) {
+        return Ok(());
+    }
+    let why = "it belongs to another configuration: --resume continues a run unchanged ([checkpoint] and [samples] may \
+               change); for other settings start a new --output";
+    Err(TrainError::Checkpoint { path: path.to_owned(), why: why.to_owned() })
+}
