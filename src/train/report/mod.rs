@@ -8,6 +8,7 @@ mod chart;
 mod columns;
 mod compare;
 mod curves;
+mod equal;
 mod field;
 mod record;
 #[cfg(test)]

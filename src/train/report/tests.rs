@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::by::Equal;
 use super::curves::curves;
+use super::equal::Equal;
 use super::*;
 use crate::train::Progress;
 

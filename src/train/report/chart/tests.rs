@@ -53,6 +53,8 @@ fn points_lie_where_the_axes_say() {
         let svg = single(plot);
         let (across, upward) = (ticks(&svg, "\"middle\"", "x"), ticks(&svg, "\"end\"", "y"));
         assert!(across.len() >= 3 && upward.len() >= 3, "{across:?} {upward:?}");
+        assert!(across.is_sorted_by(|a, b| a.0 < b.0 && a.1 < b.1), "to the right is more: {across:?}");
+        assert!(upward.is_sorted_by(|a, b| a.0 > b.0 && a.1 < b.1), "up is more: {upward:?}");
         let circles: Vec<&str> = svg.lines().filter(|line| line.starts_with("<circle")).collect();
         assert_eq!(circles.len(), 3);
         for (circle, (x, y)) in circles.iter().zip(points) {
