@@ -150,7 +150,9 @@ fn a_frozen_main_model_comes_out_as_it_was_and_its_tables_stay_apart() {
 
     let section = "[fgram]\nset = \"fgrams.parquet\"\nlearning_rate_scale = 1.0\n";
     let train = "freeze = \"main\"\nlearning_rate = 1e-2";
-    let config = data.read("init_from = \"source/model\"", train, section).unwrap();
+    let mut config = data.read("init_from = \"source/model\"", train, section).unwrap();
+    config.train.steps = 40;
+    config.validation.tokens = 2000;
     let (run, seen) = data.fit(&config, "adapter", None);
     let adapter = data.path("adapter/model");
     let (best, step) = run.best().unwrap();
