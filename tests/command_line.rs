@@ -8,7 +8,7 @@ const TRAIN: &str = env!("CARGO_BIN_EXE_scone-train");
 
 /// Every sub-command, with the arguments its help must speak of, and a call with a file that is not there; `table plan`
 /// reads no file.
-const COMMANDS: [(&str, &str, &str, &str); 18] = [
+const COMMANDS: [(&str, &str, &str, &str); 19] = [
     (
         SCONE,
         "serve",
@@ -41,6 +41,7 @@ const COMMANDS: [(&str, &str, &str, &str); 18] = [
         "RUN_DIR --text --table --row-dtype --discard-table --dataset --fgrams --json",
         "measure missing",
     ),
+    (TRAIN, "card", "RUN_DIR --against --title --license --output", "card missing"),
     (TRAIN, "synthesize", "--config --output --row-dtype", "synthesize --config missing --output out"),
 ];
 const PREPARE: &str = "prepare missing --output out --vocab-size 300";

@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod bytes;
+pub mod card;
 mod compute;
 mod dtype;
 mod duration;

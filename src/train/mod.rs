@@ -4,6 +4,7 @@
 //! f-gram model, each once, and put in place of their last token's embedding; without it the same code trains the
 //! baseline: same data order, same initial weights, same everything.
 
+mod card;
 mod config;
 mod cost;
 mod data;
@@ -19,6 +20,7 @@ mod synthetic;
 mod tests;
 mod update;
 
+pub use card::{Card, CardSection};
 pub use config::{
     CheckpointConfig, DataConfig, FgramSection, ModelSection, OptimizerConfig, RunConfig, ValidationConfig,
 };

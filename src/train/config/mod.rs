@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Config, FgramConfig};
-use crate::train::TrainError;
+use crate::train::{CardSection, TrainError};
 
 /// A run, as its TOML file says it. `scone-train fit --print-config` shows it in full.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct RunConfig {
     /// The f-grams and their model. Left out: a baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fgram: Option<FgramSection>,
+    /// What the model's card says that no run can know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<CardSection>,
 }
 
 /// `[data]`
@@ -255,6 +258,7 @@ impl RunConfig {
                 fallback: 0.0,
                 learning_rate_scale: fgram_rate(),
             }),
+            card: None,
         }
     }
 

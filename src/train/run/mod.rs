@@ -162,7 +162,7 @@ impl Trainer {
             dataset,
             set,
             &self.parameters,
-            &export::card(&self.config, dataset, &self.state),
+            &export::card(&self.config, dataset, &self.directory),
         )?;
         let last = self.directory.join("last.safetensors");
         checkpoint::load(&last, &self.parameters, None, &self.state.config)?;
