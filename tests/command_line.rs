@@ -8,7 +8,7 @@ const TRAIN: &str = env!("CARGO_BIN_EXE_scone-train");
 
 /// Every sub-command, with the arguments its help must speak of, and a call with a file that is not there; `table plan`
 /// reads no file.
-const COMMANDS: [(&str, &str, &str, &str); 20] = [
+const COMMANDS: [(&str, &str, &str, &str); 21] = [
     (
         SCONE,
         "serve",
@@ -53,6 +53,7 @@ const COMMANDS: [(&str, &str, &str, &str); 20] = [
         "measure missing",
     ),
     (TRAIN, "compare", "RUN_DIR --output --by --of --series --show --json", "compare missing"),
+    (TRAIN, "card", "RUN_DIR --against --title --license --output", "card missing"),
     (TRAIN, "synthesize", "--config --output --row-dtype", "synthesize --config missing --output out"),
 ];
 const PREPARE: &str = "prepare missing --output out --vocab-size 300";

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 
-use scone::corpus::{Dataset, Input, MineOptions, PrepareOptions, Tags, TokenizerSource, mine, prepare, tag};
+use scone::corpus::{Dataset, Input, MineOptions, PrepareOptions, TokenizerSource, mine, prepare, tag};
 use scone::fgram::parquet;
-use scone::train::{Batches, ModelSection, Results, Run, RunConfig, unique_grams};
+use scone::train::{CardSection, Corpora, ModelSection, Results, Run, RunConfig, unique_grams};
 use serde_json::Value;
 
 const SCONE: &str = env!("CARGO_BIN_EXE_scone");
@@ -141,11 +141,8 @@ fn figures_are_those_of_eval_of_the_run_and_of_its_batches() {
 /// By the dataset's tags and every batch of the run.
 fn the_f_grams_met_are_those_of_the_tags(runs: &Runs, results: &Results) {
     let config = runs.config("scone");
-    let dataset = Dataset::open(runs.path("dataset")).unwrap();
-    let set = parquet::read(runs.path("fgrams.parquet")).unwrap();
-    let tags = Tags::open(&dataset, &set.sha256()).unwrap();
-    let batches = Batches::new(&dataset, Some(&tags), false, 32, config.seed).unwrap();
-    let validation = Batches::new(&dataset, Some(&tags), true, 32, config.seed).unwrap();
+    let corpora = Corpora::open(&config).unwrap();
+    let batches = corpora.training(&config).unwrap();
     let (mut met, mut all) = (0, 0);
     for number in 0..24 {
         let mut batch = batches.shuffled(number, 4).unwrap();
@@ -157,8 +154,8 @@ fn the_f_grams_met_are_those_of_the_tags(runs: &Runs, results: &Results) {
     assert!(met < all, "matches that fell back are counted whole");
     assert!(close(results.costs.fgrams_per_token, expected, 1e-12), "{:?}, not {expected}", results.costs);
 
-    let tags: Vec<u8> =
-        validation.spread(600, 4).unwrap().iter().flat_map(|batch| batch.matches.clone()).collect();
+    let held_out = corpora.held_out(&config).unwrap();
+    let tags: Vec<u8> = held_out[0].batches.iter().flat_map(|batch| batch.matches.clone()).collect();
     let share = |sum: usize| sum as f64 / tags.len() as f64;
     assert_eq!(results.validation.hit_rate, share(tags.iter().filter(|&&n| n >= 2).count()));
     assert_eq!(results.validation.mean_match, share(tags.iter().map(|&n| usize::from(n)).sum()));
@@ -188,4 +185,64 @@ fn what_cannot_be_measured_is_refused_and_a_baseline_is_one() {
     assert_eq!(scone.costs.inference_flops, results.costs.inference_flops);
     assert_eq!(scone.costs.accelerator_bytes, results.costs.accelerator_bytes);
     assert!(scone.costs.training_flops > results.costs.training_flops);
+}
+
+/// The part of a card between its two `---`.
+fn front_matter(card: &str) -> Value {
+    let yaml = card.strip_prefix("---\n").unwrap().split_once("---\n").unwrap().0;
+    serde_saphyr::from_str(yaml).unwrap()
+}
+
+/// The configuration that a card gives as its recipe.
+fn recipe(card: &str) -> RunConfig {
+    toml::from_str(card.split_once("```toml\n").unwrap().1.split_once("```").unwrap().0).unwrap()
+}
+
+#[test]
+fn a_card_says_what_was_measured_and_typed_and_nothing_else() {
+    let runs = Runs::make();
+    let card = || std::fs::read_to_string(runs.path("scone").join("model/README.md")).unwrap();
+    let first = card();
+    assert!(first.contains("Not measured yet") && first.contains("Trained on 3,072 tokens"), "{first}");
+    assert_eq!(front_matter(&first)["tags"], serde_json::json!(["scone", "llama", "n-gram"]));
+    assert_eq!(recipe(&first), runs.config("scone"));
+
+    let mut run = Run::open(&runs.config("baseline"), &runs.path("baseline"), true).unwrap();
+    run.train(None, &AtomicBool::new(false), &mut |_| {}).unwrap();
+    runs.json(TRAIN, "measure baseline --text held=held-out.txt --json");
+    runs.json(TRAIN, "measure scone --text held=held-out.txt --json");
+    let mut config = runs.config("scone");
+    let data = "Addresses, \"as given\": from 1790 on.\n---\nkey: value".to_owned();
+    config.card =
+        Some(CardSection { title: Some("A: \"title\"".into()), data: Some(data), ..Default::default() });
+    std::fs::write(runs.path("scone").join("config.toml"), config.to_toml()).unwrap();
+    let output = runs.command(TRAIN, "card scone --against baseline --license apache-2.0");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let (card, [scone, baseline]) =
+        (card(), ["scone", "baseline"].map(|run| Results::read(&runs.path(run)).unwrap()));
+    let front = front_matter(&card);
+    assert_eq!(
+        (&front["license"], &front["model-index"][0]["name"]),
+        (&"apache-2.0".into(), &"A: \"title\"".into())
+    );
+    let (own, other) = (scone.texts["held"].perplexity, baseline.texts["held"].perplexity);
+    let metric = &front["model-index"][0]["results"][0]["metrics"][0]["value"];
+    assert!(close(metric.as_f64().unwrap(), own, 1e-4), "{front}");
+    let change = 100.0 * (own / other - 1.0);
+    for line in [
+        "# A: \"title\"".to_owned(),
+        "Addresses, \"as given\": from 1790 on.".to_owned(),
+        "| | baseline | SCONE | change |".to_owned(),
+        format!("| held: perplexity | {other:.2} | {own:.2} | {change:+.1} % |"),
+        format!("| held: hit rate, % | – | {:.1} | |", 100.0 * scone.texts["held"].hit_rate),
+    ] {
+        assert!(card.lines().any(|found| found == line), "no line `{line}` in\n{card}");
+    }
+    assert_eq!(recipe(&card), runs.config("scone"), "the recipe is not the run's");
+
+    std::fs::write(runs.path("held-out.txt"), "Another text under the same name.").unwrap();
+    runs.json(TRAIN, "measure baseline --text held=held-out.txt --json");
+    let error = runs.refused("card scone --against baseline");
+    assert!(error.contains("\"held\"") && error.contains("same files"), "{error}");
 }

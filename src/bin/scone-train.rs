@@ -30,6 +30,7 @@ enum Command {
     Tag(cli::tag::Args),
     Fit(cli::fit::Args),
     Measure(cli::measure::Args),
+    Card(cli::card::Args),
     Compare(cli::compare::Args),
     Synthesize(cli::synthesize::Args),
 }
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
             Command::Tag(args) => cli::tag::run(&args),
             Command::Fit(args) => cli::fit::run(&args),
             Command::Measure(args) => cli::measure::run(&args),
+            Command::Card(args) => cli::card::run(&args),
             Command::Compare(args) => cli::compare::run(&args),
             Command::Synthesize(args) => cli::synthesize::run(&args),
         });

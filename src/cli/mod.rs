@@ -2,6 +2,7 @@
 
 pub mod bench;
 mod bytes;
+pub mod card;
 pub mod compare;
 mod compute;
 mod dtype;

@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 
-use super::run::State;
-use super::{Freeze, Parameters, RunConfig, TrainError};
+use super::{Card, Freeze, History, Parameters, RunConfig, TrainError};
 use crate::corpus::Dataset;
 use crate::fgram::FgramSet;
 use crate::model::{Config, ModelDirectory, SconeConfig, write_weights};
@@ -156,22 +155,16 @@ fn hugging_face(config: &Config, eos: u32, dtype: &str) -> Result<Value, TrainEr
     Ok(value)
 }
 
-/// A card to begin with: facts of the run that nobody has to type.
-pub(super) fn card(config: &RunConfig, dataset: &Dataset, state: &State) -> String {
-    let train = &config.train;
-    let tokens = train.steps * (train.batch * train.accumulate * config.model.context) as u64;
-    let kind = if config.fgram.is_some() { "SCONE model" } else { "Baseline" };
-    let best = state.best.map_or_else(String::new, |(loss, step)| {
-        format!(
-            "Lowest validation loss: {loss:.4} nats a token (perplexity {:.2}), after step {step}.\n\n",
-            loss.exp()
-        )
-    });
-    format!(
-        "---\nlibrary_name: scone\npipeline_tag: text-generation\ntags:\n- scone\n---\n\n# {kind}\n\nTrained on {tokens} \
-         tokens ({} steps) of a corpus of {} training tokens.\n\n{best}## Recipe\n\n```toml\n{}```\n",
-        train.steps,
-        dataset.train().tokens,
-        config.to_toml()
-    )
+/// The card of a run that has just ended and was not measured yet.
+pub(super) fn card(config: &RunConfig, dataset: &Dataset, run: &Path) -> String {
+    let card = Card {
+        config: config.clone(),
+        vocab_size: dataset.tokenizer().vocab_size(),
+        corpus_tokens: Some(dataset.train().tokens),
+        history: History::read(run).ok(),
+        results: None,
+        against: None,
+        environment: None,
+    };
+    card.render()
 }

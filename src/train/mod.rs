@@ -4,6 +4,7 @@
 //! f-gram model, each once, and put in place of their last token's embedding; without it the same code trains the
 //! baseline: same data order, same initial weights, same everything.
 
+mod card;
 mod config;
 mod cost;
 mod data;
@@ -22,6 +23,7 @@ mod synthetic;
 mod tests;
 mod update;
 
+pub use card::{Card, CardSection};
 pub use config::{
     CheckpointConfig, CorpusConfig, DataConfig, Documents, FgramSection, Freeze, ModelSection,
     OptimizerConfig, RunConfig, SamplesConfig, ValidationConfig,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Config, FgramConfig};
-use crate::train::TrainError;
+use crate::train::{CardSection, TrainError};
 
 pub use data::{CorpusConfig, DataConfig, Documents};
 pub use samples::SamplesConfig;
@@ -38,6 +38,9 @@ pub struct RunConfig {
     /// The f-grams and their model. Left out: a baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fgram: Option<FgramSection>,
+    /// What the model's card says that no run can know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<CardSection>,
 }
 
 /// `[model]`: the decoder that is served.
@@ -324,6 +327,7 @@ impl RunConfig {
                 fallback: 0.0,
                 learning_rate_scale: fgram_rate(),
             }),
+            card: None,
         }
     }
 

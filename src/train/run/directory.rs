@@ -99,7 +99,7 @@ impl RunDirectory {
         let (directory, best) = (self.path.join("model"), self.keeper.best());
         Snapshot::read(&best)?.restore(&best, parameters, None)?;
         let (dataset, set) = (corpora.first(), corpora.set());
-        let card = export::card(config, dataset, state);
+        let card = export::card(config, dataset, &self.path);
         export::write(&directory, config, dataset, set, parameters, &card)?;
         last.restore(&best, parameters, None)
     }
