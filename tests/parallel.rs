@@ -191,7 +191,7 @@ fn the_number_of_processes_changes_no_bit() {
 #[test]
 fn a_process_that_is_killed_ends_the_others_and_nothing_is_lost() {
     let data = Data::make();
-    let config = data.config("run.toml", 300, 2);
+    let config = data.config("run.toml", 80, 2);
     succeed(data.group(&config, "whole", 2, &[]));
     let mut children = data.group(&config, "killed", 2, &[]);
     data.wait_for_steps("killed", 7);
@@ -284,8 +284,9 @@ fn the_batch_script_starts_all_processes_and_takes_a_run_up() {
          SLURM_PROCID=0 \"$@\" && wait $!\n",
     );
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/fit.sbatch");
+    let usual = std::env::var_os("PATH").unwrap();
     let programs = [data.path("bin"), Path::new(TRAIN).parent().unwrap().to_owned()];
-    let paths = programs.into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap()));
+    let paths = programs.into_iter().chain(std::env::split_paths(&usual));
     let paths = std::env::join_paths(paths).unwrap();
     // The script makes a port of the job's number; this is the number of one that nobody listens at.
     let mut jobs = 30_000 + std::process::id() % 1000..;

@@ -11,7 +11,7 @@ use super::{Group, GroupError, Pairwise, Place, meet};
 /// Processes with a connection between every two of them.
 ///
 /// For a sum each process adds up one share of the places, in the order of [`Pairwise`] over the ranks, and gives it to
-/// all others. So each sends and receives about two times the values whatever their number, as in a ring, in two
+/// all others. So each sends and receives at most two times the values whatever their number, as in a ring, in two
 /// steps instead of a ring's 2 (n - 1), and the order is ours to choose.
 #[derive(Debug)]
 pub struct Mesh {
