@@ -193,6 +193,21 @@ fn what_a_run_stands_on_is_written_down_at_every_start() {
     }
 }
 
+#[test]
+fn another_number_of_threads_is_warned_of() {
+    let data = Data::make();
+    std::fs::write(data.path("run.toml"), data.config(false).to_toml()).unwrap();
+    let fit = |threads: &str| {
+        let mut fit = command(env!("CARGO_BIN_EXE_scone-train"));
+        fit.env("RAYON_NUM_THREADS", threads).args(["fit", "--resume", "--stop-after", "1", "--config"]);
+        let output = fit.arg(data.path("run.toml")).arg("--output").arg(data.path("run")).output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!([fit("1"), fit("1")].iter().all(|said| !said.contains("began with")));
+    let said = fit("2");
+    assert!(said.contains("began with") && said.contains("2 threads"), "{said}");
+}
+
 /// The last sample against what `scone generate` says with the finished model, whose best weights are the last here.
 #[test]
 fn samples_are_what_the_model_would_say() {
@@ -301,6 +316,6 @@ fn a_set_that_never_matches_is_said_at_the_start() {
     assert_eq!((&signs[0]["sign"], &signs[0]["step"]), (&"dead_fgrams".into(), &0.into()));
     let alive = matched(&dataset, &set).len();
     let share = 1.0 - alive as f64 / set.len() as f64;
-    assert!((signs[0]["value"].as_f64().unwrap() - share).abs() < 1e-12 && share > 0.9, "{signs:?}, {share}");
-    assert!(signs[0]["limit"].as_f64().unwrap() < 0.5, "{signs:?}");
+    assert!((signs[0]["value"].as_f64().unwrap() - share).abs() < 1e-12 && share > 0.8, "{signs:?}, {share}");
+    assert!(signs[0]["limit"].as_f64().unwrap() < 0.6, "{signs:?}");
 }

@@ -97,11 +97,12 @@ impl Environment {
             std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         self.starts = before.filter(|_| step > 0).map_or_else(Vec::new, |before| before.starts);
         let machine = Machine::this();
-        if let Some(first) = self.starts.first().filter(|first| first.machine != machine) {
+        if let Some(first) = self.starts.first().map(|first| first.machine.to_string())
+            && first != machine.to_string()
+        {
             tracing::warn!(
-                "the run began with {} and goes on with {machine}: its last bits will not be those of a run that was \
-                 left alone",
-                first.machine
+                "the run began with {first} and goes on with {machine}: its last bits will not be those of a run that \
+                 was left alone"
             );
         }
         self.starts.push(Start { time: now(), step, machine });
@@ -124,6 +125,7 @@ impl Machine {
     }
 }
 
+/// What may change a sum: not the system's release.
 impl std::fmt::Display for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { version, cpu, simd, threads, .. } = self;

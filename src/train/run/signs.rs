@@ -204,7 +204,7 @@ mod tests {
     fn a_jump_of_the_loss_is_a_spike_once_however_long_it_lasts() {
         let jump = |progress: &mut Progress| {
             if (300..330).contains(&progress.step) || progress.step == 500 {
-                progress.loss = progress.loss.map(|loss| loss + 1.0);
+                progress.loss = progress.loss.map(|loss| loss + 2.0);
             }
         };
         let signs = signs(jump);
