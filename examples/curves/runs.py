@@ -62,23 +62,23 @@ intermediate_size = {inner}
 
 
 def runs():
-    """Name, seed, shape of the main model, set, size of the f-gram model."""
+    """Name, seed, shape of the main model, set, size of the f-gram model. report.sh goes by the names."""
     first, *more = SEEDS
-    yield f"baseline-1-s{first}", first, "1", None, "M"
-    yield f"scone-k5-1m-M-s{first}", first, "1", "k5-1m", "M"
-    yield f"baseline-2-s{first}", first, "2", None, "M"
+    yield "base", first, "1", None, "M"
+    yield "scone", first, "1", "k5-1m", "M"
+    yield "base-2", first, "2", None, "M"
     for count in ("10k", "100k", "10m"):
-        yield f"scone-k5-{count}-M-s{first}", first, "1", f"k5-{count}", "M"
+        yield f"fgrams-{count}", first, "1", f"k5-{count}", "M"
     for size in ("S", "L"):
-        yield f"scone-k5-1m-{size}-s{first}", first, "1", "k5-1m", size
+        yield f"fgram-model-{size.lower()}", first, "1", "k5-1m", size
     for factor in ("1.3", "3"):
-        yield f"baseline-{factor}-s{first}", first, factor, None, "M"
+        yield f"base-{factor}", first, factor, None, "M"
     for k in (2, 3, 4, 6):
-        yield f"scone-k{k}-1m-M-s{first}", first, "1", f"k{k}-1m", "M"
+        yield f"max-n-{k}", first, "1", f"k{k}-1m", "M"
     for seed in more:
-        yield f"baseline-1-s{seed}", seed, "1", None, "M"
-        yield f"scone-k5-1m-M-s{seed}", seed, "1", "k5-1m", "M"
-        yield f"baseline-2-s{seed}", seed, "2", None, "M"
+        yield f"base-s{seed}", seed, "1", None, "M"
+        yield f"scone-s{seed}", seed, "1", "k5-1m", "M"
+        yield f"base-2-s{seed}", seed, "2", None, "M"
 
 
 def main():
