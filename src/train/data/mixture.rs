@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn places_are_what_counting_gives_and_shares_are_kept_at_every_point() {
-        for weights in [&[1.0][..], &[3.0, 1.0], &[0.2, 0.5, 0.3], &[1.0, 1e-3, 20.0, 7.0]] {
+        for weights in [&[1.0][..], &[3.0, 1.0], &[0.2, 0.5, 0.3], &[1.0, 0.02, 20.0, 7.0]] {
             let mixture = Mixture::new(weights);
             let total: f64 = weights.iter().sum();
             let mut counts = vec![0; weights.len()];
