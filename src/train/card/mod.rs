@@ -81,10 +81,19 @@ impl Card {
         if let Some(limits) = &typed.limits {
             text += &format!("## Limits\n\n{}\n\n", limits.trim());
         }
+        text + &format!("## Recipe\n\n`scone-train fit` with\n\n```toml\n{}```\n", self.recipe().to_toml())
+    }
+
+    /// The configuration without the card's own section, and of paths only the names: where files lay is nobody's matter.
+    fn recipe(&self) -> RunConfig {
+        let name = |path: &Path| path.file_name().unwrap_or_default().into();
         let mut recipe = self.config.clone();
         recipe.card = None;
-        text += &format!("## Recipe\n\n`scone-train fit` with\n\n```toml\n{}```\n", recipe.to_toml());
-        text
+        recipe.data.dataset = name(&recipe.data.dataset);
+        if let Some(fgram) = &mut recipe.fgram {
+            fgram.set = name(&fgram.set);
+        }
+        recipe
     }
 
     fn title(&self, typed: &CardSection) -> String {

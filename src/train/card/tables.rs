@@ -20,15 +20,19 @@ pub(super) fn figures(card: &Card) -> String {
         Some(other) => vec![(name(other), other), (name(own), own)],
         None => vec![(name(own), own)],
     };
-    let seed = own.seed;
+    let texts = own.texts.iter().map(|(name, text)| {
+        let hash = text.sha256.get(..12).unwrap_or_default();
+        format!("\"{name}\" is {} (sha256 {hash}...), {} words. ", text.file, number(text.words as f64))
+    });
     format!(
-        "## Figures\n\n{}\n{}\nMeasured by scone {} on the model as it is served, of one run (seed {seed}). A text is read in \
-         windows of {} tokens, half of one apart; the files are named and hashed in the run's `results.json`. Validation \
-         data chose the weights. Operations are multiplications and additions of matrix products and attention, each \
-         counted as one.\n\n",
+        "## Figures\n\n{}\n{}\nMeasured by scone {} on the model as it is served, of one run (seed {}). {}A text is read in \
+         windows of {} tokens, half of one apart. Validation data chose the weights. Operations are multiplications and \
+         additions of matrix products and attention, each counted as one.\n\n",
         quality(&columns),
         costs(&columns),
         own.version,
+        own.seed,
+        texts.collect::<String>(),
         own.costs.context
     )
 }
