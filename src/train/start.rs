@@ -55,17 +55,17 @@ impl RunConfig {
 impl ModelSection {
     fn take(&mut self, source: &Config) -> Result<(), String> {
         let default = Self::default();
-        take("hidden_size", &mut self.hidden_size, default.hidden_size, source.hidden_size)?;
+        take("hidden_size", &mut self.hidden_size, &default.hidden_size, source.hidden_size)?;
         let inner = source.intermediate_size;
-        take("intermediate_size", &mut self.intermediate_size, default.intermediate_size, inner)?;
-        take("layers", &mut self.layers, default.layers, source.num_hidden_layers)?;
-        take("heads", &mut self.heads, default.heads, source.num_attention_heads)?;
-        take("kv_heads", &mut self.kv_heads, default.kv_heads, source.kv_heads())?;
-        take("rope_theta", &mut self.rope_theta, default.rope_theta, source.rope_theta)?;
-        take("rms_norm_eps", &mut self.rms_norm_eps, default.rms_norm_eps, source.rms_norm_eps)?;
-        take("tied", &mut self.tied, default.tied, source.tie_word_embeddings)?;
-        take("head_dim", &mut self.head_dim, None, Some(source.head()))?;
-        take("vocab_size", &mut self.vocab_size, None, Some(source.vocab_size))?;
+        take("intermediate_size", &mut self.intermediate_size, &default.intermediate_size, inner)?;
+        take("layers", &mut self.layers, &default.layers, source.num_hidden_layers)?;
+        take("heads", &mut self.heads, &default.heads, source.num_attention_heads)?;
+        take("kv_heads", &mut self.kv_heads, &default.kv_heads, source.kv_heads())?;
+        take("rope_theta", &mut self.rope_theta, &default.rope_theta, source.rope_theta)?;
+        take("rms_norm_eps", &mut self.rms_norm_eps, &default.rms_norm_eps, source.rms_norm_eps)?;
+        take("tied", &mut self.tied, &default.tied, source.tie_word_embeddings)?;
+        take("head_dim", &mut self.head_dim, &None, Some(source.head()))?;
+        take("vocab_size", &mut self.vocab_size, &None, Some(source.vocab_size))?;
         self.served_context = self.served_context.max(Some(source.max_position_embeddings));
         Ok(())
     }
@@ -82,15 +82,15 @@ impl FgramSection {
         self.intermediate_size =
             self.intermediate_size.or((inner != main.intermediate_size).then_some(inner));
         self.hidden_size = self.hidden_size.or(source.output_size.map(|_| decoder.hidden_size));
-        take("layers in [fgram]", &mut self.layers, super::config::two(), decoder.num_hidden_layers)?;
-        take("residual_output", &mut self.residual_output, true, source.residual_output)?;
-        take("own_embedding", &mut self.own_embedding, false, source.own_embedding)
+        take("layers in [fgram]", &mut self.layers, &super::config::two(), decoder.num_hidden_layers)?;
+        take("residual_output", &mut self.residual_output, &true, source.residual_output)?;
+        take("own_embedding", &mut self.own_embedding, &false, source.own_embedding)
     }
 }
 
 /// Puts the model's value into a field that says the same or was left at its default.
-fn take<T: PartialEq + Debug>(name: &str, field: &mut T, default: T, model: T) -> Result<(), String> {
-    if *field != model && *field != default {
+fn take<T: PartialEq + Debug>(name: &str, field: &mut T, default: &T, model: T) -> Result<(), String> {
+    if *field != model && field != default {
         return Err(format!(
             "{name} is {model:?} in the model to start from, {field:?} in the run's file: leave it out there"
         ));
