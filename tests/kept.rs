@@ -68,6 +68,8 @@ fn the_newest_checkpoints_stay() {
     }
 }
 
+type Damage = fn(&mut Vec<u8>);
+
 /// Any one byte of a checkpoint, or its end, may be lost: the run goes on from the one before, and ends as it would have.
 #[test]
 fn a_damaged_checkpoint_is_set_aside_for_the_one_before() {
@@ -77,15 +79,15 @@ fn a_damaged_checkpoint_is_set_aside_for_the_one_before() {
     train(&config, &whole, None);
     let expected = std::fs::read(whole.join("step-00000012.safetensors")).unwrap();
 
-    let halve = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
-    let empty = |bytes: &mut Vec<u8>| bytes.clear();
-    let number = |bytes: &mut Vec<u8>| *bytes.last_mut().unwrap() ^= 1;
-    let state = |bytes: &mut Vec<u8>| {
-        let at = bytes.windows(13).position(|w| w == b"warmup_steps ").unwrap();
-        bytes[at] ^= 1;
-    };
-    let damages: [(&str, &dyn Fn(&mut Vec<u8>)); 4] =
-        [("halved", &halve), ("empty", &empty), ("a number", &number), ("the state", &state)];
+    let damages: [(&str, Damage); 4] = [
+        ("halved", |bytes| bytes.truncate(bytes.len() / 2)),
+        ("empty", Vec::clear),
+        ("a number", |bytes| *bytes.last_mut().unwrap() ^= 1),
+        ("the state", |bytes| {
+            let at = bytes.windows(13).position(|w| w == b"warmup_steps ").unwrap();
+            bytes[at] ^= 1;
+        }),
+    ];
     for (name, damage) in damages {
         let run = data.path(name);
         assert_eq!(train(&config, &run, Some(7)), Outcome::Stopped);

@@ -22,7 +22,7 @@ impl Claim {
             Err(TryLockError::WouldBlock) => return Err(TrainError::Busy(directory.to_owned())),
             // Not every network file system has locks: there it is up to the user.
             Err(TryLockError::Error(error)) => {
-                tracing::debug!("{} cannot be locked: {error}", path.display())
+                tracing::debug!("{} cannot be locked: {error}", path.display());
             }
         }
         for entry in std::fs::read_dir(directory).map_err(TrainError::io(directory))? {
