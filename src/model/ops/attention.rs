@@ -138,14 +138,12 @@ impl Attention {
 }
 
 /// Splits a buffer into the tasks' parts, of so many numbers each.
-fn split_mut<'a>(mut data: &'a mut [f32], parts: impl Iterator<Item = usize>) -> Vec<&'a mut [f32]> {
-    let split = parts.map(|len| data.split_off_mut(..len).unwrap_or_default());
-    split.collect()
+fn split_mut(mut data: &mut [f32], parts: impl Iterator<Item = usize>) -> Vec<&mut [f32]> {
+    parts.map(|len| data.split_off_mut(..len).unwrap_or_default()).collect()
 }
 
-fn split<'a>(mut data: &'a [f32], parts: impl Iterator<Item = usize>) -> Vec<&'a [f32]> {
-    let split = parts.map(|len| data.split_off(..len).unwrap_or_default());
-    split.collect()
+fn split(mut data: &[f32], parts: impl Iterator<Item = usize>) -> Vec<&[f32]> {
+    parts.map(|len| data.split_off(..len).unwrap_or_default()).collect()
 }
 
 impl CustomOp3 for Attention {
