@@ -1,7 +1,7 @@
 """The training of `scone-train fit`, again, in PyTorch: to hold our gradients, our losses and our speed against.
 
     scone-train fit --config RUN.toml --output RUN_DIR --stop-after 0
-    python benches/peers/torch_train.py RUN_DIR --steps 200 --scone target/release/scone-train
+    python tests/torch/train.py RUN_DIR --steps 200 --scone target/release/scone-train
 
 The first command writes the initial weights. The script then trains the same model from them on the same batches, and lets
 scone-train do the same in a copy of RUN_DIR, the two taking turns of --turn steps, so that whatever disturbs the machine
@@ -134,10 +134,14 @@ class Joint:
             heads = fgram.get("heads") or model["heads"]
             kv_heads = heads if fgram.get("heads") else model["kv_heads"]
             self.fgram = Decoder(weights, "fgram", fgram["layers"], heads, kv_heads, *common)
+            self.residual = fgram.get("residual_output", True)
+            if fgram.get("fallback"):
+                raise SystemExit("matches that fall back at random are not done here: set fallback to 0")
 
     def fgram_rows(self, tokens, tags):
         """The embeddings of a batch's different f-grams, and for each that occurs its row and its position."""
         table = self.weights["main/model.embed_tokens.weight"]
+        own = self.weights.get("fgram/model.embed_tokens.weight", table)
         rows, at, where = [], [], []
         count = 0
         flat = tokens[:, :-1].reshape(-1)
@@ -145,12 +149,15 @@ class Joint:
             positions = np.flatnonzero(tags.reshape(-1) == n)
             grams = np.stack([flat[positions - n + 1 + i] for i in range(n)], 1)
             unique, inverse = np.unique(grams, axis=0, return_inverse=True)
-            x = table[torch.from_numpy(unique)]
-            last = self.fgram(x)[:, -1]
-            normed = self.fgram.norm(last, self.weights["fgram/model.norm.weight"])
+            unique = torch.from_numpy(unique)
+            row = self.fgram.norm(self.fgram(own[unique])[:, -1], self.weights["fgram/model.norm.weight"])
+            if "fgram/output_proj.weight" in self.weights:
+                row = F.linear(row, self.weights["fgram/output_proj.weight"])
             if "fgram/output_gain" in self.weights:
-                normed = x[:, -1] + self.weights["fgram/output_gain"] * normed
-            rows.append(normed)
+                row = self.weights["fgram/output_gain"] * row
+            if self.residual:
+                row = row + table[unique[:, -1]]
+            rows.append(row)
             at.append(inverse.reshape(-1) + count)
             where.append(positions)
             count += len(unique)
