@@ -8,7 +8,7 @@ const TRAIN: &str = env!("CARGO_BIN_EXE_scone-train");
 
 /// Every sub-command, with the arguments its help must speak of, and a call with a file that is not there; `table plan`
 /// reads no file.
-const COMMANDS: [(&str, &str, &str, &str); 17] = [
+const COMMANDS: [(&str, &str, &str, &str); 18] = [
     (
         SCONE,
         "serve",
@@ -25,6 +25,12 @@ const COMMANDS: [(&str, &str, &str, &str); 17] = [
     (SCONE, "eval", "MODEL_DIR --text --embeddings --json", "eval --text missing"),
     (SCONE, "table build", "MODEL_DIR --fgrams --dtype --row-align --shard --output", "table build missing"),
     (SCONE, "table merge", "PART --output", "table merge missing --output out"),
+    (
+        SCONE,
+        "table extend",
+        "MODEL_DIR --fgrams --dtype --output",
+        "table extend missing --fgrams a --output out",
+    ),
     (SCONE, "table quantize", "MODEL_DIR --dtype --output", "table quantize missing --output out"),
     (SCONE, "table plan", "--rows --dim --dtype --fgram-params", ""),
     (SCONE, "table verify", "MODEL_DIR --table --json", "table verify missing"),
@@ -34,7 +40,12 @@ const COMMANDS: [(&str, &str, &str, &str); 17] = [
     (TRAIN, "prepare", "INPUT --output --tokenizer --vocab-size --validation", PREPARE),
     (TRAIN, "mine", "DATASET --output --max-n --size --min-count", "mine missing --output out"),
     (TRAIN, "tag", "DATASET --fgrams", "tag missing --fgrams missing"),
-    (TRAIN, "fit", "--config --output --resume --print-config", "fit --config missing --output out"),
+    (
+        TRAIN,
+        "fit",
+        "--config --output --resume --init-from --freeze --print-config",
+        "fit --config missing --output out",
+    ),
     (TRAIN, "synthesize", "--config --output --row-dtype", "synthesize --config missing --output out"),
 ];
 const PREPARE: &str = "prepare missing --output out --vocab-size 300";

@@ -8,7 +8,7 @@ use anyhow::Context;
 use indicatif::ProgressBar;
 
 use super::progress_bar;
-use crate::train::{Outcome, Progress, Run, RunConfig};
+use crate::train::{Freeze, Outcome, Progress, Run, RunConfig};
 
 /// Train a model: the main model and, with an `[fgram]` section, the f-gram model, jointly
 #[derive(Debug, clap::Args)]
@@ -20,7 +20,12 @@ nothing had happened (with the same number of threads).
 
 Without an [fgram] section the same run trains the baseline. With one, make the table afterwards:
   scone-train fit --config scone.toml --output runs/scone
-  scone table build runs/scone/model --fgrams fgrams.parquet"
+  scone table build runs/scone/model --fgrams fgrams.parquet
+
+With --init-from the run has the shape and the weights of a trained model, which [model] then leaves out, and goes on \
+from there: a new f-gram model (residual_output = true) starts at the token embedding, so nothing is lost at the start, \
+which is validated first. --freeze main trains the f-gram model alone and gives back the main model as it was: \
+docs/models.md."
 )]
 pub struct Args {
     /// The run's TOML file; see --print-config
@@ -35,6 +40,12 @@ pub struct Args {
     /// Stop after so many updates, as Ctrl-C does, and let --resume go on another time; 0 writes the initial weights only
     #[arg(long, value_name = "N", env = "SCONE_STOP_AFTER")]
     stop_after: Option<u64>,
+    /// Start from a trained model, a directory or a GGUF file, instead of from chance; [model] init_from of the run's file
+    #[arg(long, env = "SCONE_INIT_FROM", value_name = "MODEL_DIR")]
+    init_from: Option<PathBuf>,
+    /// Leave a part as it is: with `main` only the f-gram model is trained; [train] freeze of the run's file
+    #[arg(long, env = "SCONE_FREEZE", value_name = "PART")]
+    freeze: Option<Freeze>,
     /// Print the configuration in full, every field with its value (without --config: the defaults), and stop
     #[arg(long)]
     print_config: bool,
@@ -46,7 +57,10 @@ pub struct Args {
 /// See [`Run::open`] and [`Run::train`].
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let config = match &args.config {
-        Some(path) => RunConfig::read(path)?,
+        Some(path) => RunConfig::read_with(path, |config| {
+            config.model.init_from = args.init_from.clone().or(config.model.init_from.take());
+            config.train.freeze = args.freeze.or(config.train.freeze);
+        })?,
         None => RunConfig::example(),
     };
     if args.print_config {
@@ -80,6 +94,10 @@ fn report_start(config: &RunConfig, run: &Run) {
         run.dataset().train().tokens,
         tokens as f64 / run.dataset().train().tokens as f64
     );
+    if let Some(source) = &config.model.init_from {
+        let frozen = config.train.freeze.map_or("", |_| "; the main model stays as it is");
+        tracing::info!("starting from {}{frozen}", source.display());
+    }
     if run.step() > 0 {
         tracing::info!("continuing after step {}", run.step());
     }
@@ -125,11 +143,10 @@ impl Display {
     fn show(&mut self, progress: &Progress) {
         self.validation = progress.validation_loss.or(self.validation);
         let validation = self.validation.map_or_else(String::new, |loss| format!(", validation {loss:.4}"));
-        let message = format!(
-            "loss {:.4}{validation}, {:.0} tokens/s",
-            progress.loss.unwrap_or(f64::NAN),
-            progress.tokens_per_second
-        );
+        let message = match progress.loss {
+            Some(loss) => format!("loss {loss:.4}{validation}, {:.0} tokens/s", progress.tokens_per_second),
+            None => format!("before the first update{validation}"),
+        };
         self.bar.set_position(progress.step);
         if self.plain && progress.validation_loss.is_some() {
             eprintln!("step {}/{}: {message}", progress.step, self.bar.length().unwrap_or(0));

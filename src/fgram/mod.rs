@@ -23,6 +23,7 @@ pub mod parquet;
 mod prefetch;
 mod set;
 pub mod twin;
+mod union;
 
 pub use buckets::{Bucket, bucket_count, build_buckets};
 pub use index::{Index, Match};

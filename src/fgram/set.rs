@@ -52,6 +52,9 @@ pub enum SetError {
         /// The first of the two.
         rank: usize,
     },
+    /// Two sets that cannot be joined.
+    #[error("the two sets are of different {0}, so they cannot be joined")]
+    Policies(&'static str),
     /// The set is not closed under prefix and suffix.
     #[error("f-gram {rank}, {tokens:?}, is in the set but its {part} is not: the set must be closed")]
     NotClosed {

@@ -24,6 +24,10 @@ pub struct SconeConfig {
     /// The baseline's directory, relative to this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub baseline: Option<PathBuf>,
+    /// Directories, relative to this one, of models that have this one's main model and tables of their own: whoever
+    /// serves this directory takes those tables too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<PathBuf>,
 }
 
 /// A model in Hugging Face's layout: `config.json`, `model.safetensors` or its shards, `tokenizer.json`, and for a SCONE
@@ -174,7 +178,11 @@ impl ModelDirectory {
         Ok(model.fixed()?)
     }
 
-    fn fgram_files(&self) -> Result<(FgramConfig, Checkpoint), ModelError> {
+    /// The shape and the weights of the f-gram model in `fgram_model/`.
+    ///
+    /// # Errors
+    /// Where there is none, or it is not of the main model's width.
+    pub fn fgram_files(&self) -> Result<(FgramConfig, Checkpoint), ModelError> {
         let directory = self.path.join("fgram_model");
         let file = directory.join("config.json");
         if !file.exists() {
@@ -256,8 +264,27 @@ impl ModelDirectory {
             }
             Err(other) => return Err(other),
         };
+        let adapters = scone.adapters.iter().map(|path| self.adapter(path, &identity));
+        let adapters = adapters.collect::<Result<_, _>>()?;
         let dim = self.config.hidden_size;
-        Ok(TableFit { model: self.path.clone(), identity, has_fgram_model, dim })
+        Ok(TableFit { model: self.path.clone(), identity, adapters, has_fgram_model, dim })
+    }
+
+    /// The identity of the tables of an adapter, which must be one of this model.
+    fn adapter(&self, path: &Path, ours: &Identity) -> Result<Identity, ModelError> {
+        let path = self.path.join(path);
+        let file = self.path.join("scone.json");
+        let adapter = Self::open(&path)?;
+        let Some(scone) = &adapter.scone else {
+            let why = format!("the adapter {} has no scone.json: it is a baseline", path.display());
+            return Err(ModelError::config(&file, why));
+        };
+        let theirs = adapter.identity(scone.fgrams_sha256.clone())?;
+        if (&theirs.token_embedding, &theirs.tokenizer) != (&ours.token_embedding, &ours.tokenizer) {
+            let why = format!("the adapter {} has another main model", path.display());
+            return Err(ModelError::config(&file, why));
+        }
+        Ok(theirs)
     }
 
     /// Opens a table and refuses it unless it was made for this model. Where `fgram_model/` was left out, as serving

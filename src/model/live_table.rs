@@ -10,6 +10,8 @@ use crate::table::{Identity, Placement, Table};
 pub struct TableFit {
     pub(super) model: PathBuf,
     pub(super) identity: Identity,
+    /// Of the tables of adapters, which fit as well.
+    pub(super) adapters: Vec<Identity>,
     /// False where the f-gram model was left out, as serving allows: then it is not compared.
     pub(super) has_fgram_model: bool,
     /// The width of the model.
@@ -33,6 +35,9 @@ impl TableFit {
     /// # Errors
     /// Where the table was made for another model; the message says what differs.
     pub fn check(&self, table: &Table) -> Result<(), ModelError> {
+        if self.adapters.contains(table.identity()) && table.dim() == self.dim {
+            return Ok(());
+        }
         let mut expected = self.identity.clone();
         if !self.has_fgram_model {
             expected.fgram_model.clone_from(&table.identity().fgram_model);

@@ -5,10 +5,12 @@
 
 mod checkpoint;
 mod config;
+mod copy;
 mod decoder;
 mod directory;
 pub mod embedding;
 mod error;
+mod extend;
 mod fgram_model;
 mod inference;
 mod likelihood;
@@ -29,6 +31,7 @@ pub use decoder::{Attend, Decoder, GetParameter, Tree};
 pub use directory::{ModelDirectory, SconeConfig};
 pub use embedding::{Embedding, Fgrams};
 pub use error::ModelError;
+pub use extend::extend_directory;
 pub use fgram_model::{FgramModel, Grams};
 pub use inference::{Model, Runtime};
 pub use likelihood::{Likelihood, Span, likelihoods};

@@ -1,13 +1,14 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 
 use super::run::State;
-use super::{Parameters, RunConfig, TrainError};
+use super::{Freeze, Parameters, RunConfig, TrainError};
 use crate::corpus::Dataset;
 use crate::fgram::FgramSet;
-use crate::model::{Config, SconeConfig, write_weights};
+use crate::model::{Config, ModelDirectory, SconeConfig, write_weights};
 use crate::new_file;
 
 /// Writes the model directory that `scone` serves and Hugging Face's `transformers` opens: built beside its final name
@@ -23,15 +24,17 @@ pub(super) fn write(
     let beside = sibling(directory, "partial");
     remove(&beside)?;
     std::fs::create_dir_all(&beside).map_err(TrainError::io(&beside))?;
-    let dtype = match config.checkpoint.dtype.as_str() {
-        "f32" => DType::F32,
-        "bf16" => DType::BF16,
-        _ => DType::F16,
+    let dtype = dtype_of(&config.checkpoint.dtype);
+    let main_values = parameters.values("main");
+    // A model that others serve beside this one has to stay what it is, whatever the f-gram model is stored as.
+    let main_dtype = match config.train.freeze {
+        Some(Freeze::Main) => exact_dtype(&main_values)?,
+        None => config.checkpoint.dtype.as_str(),
     };
     let tokenizer = dataset.tokenizer();
     let main = config.model_config(tokenizer.vocab_size());
     let eos = dataset.eos();
-    write_json(&beside.join("config.json"), &hugging_face(&main, eos, &config.checkpoint.dtype)?)?;
+    write_json(&beside.join("config.json"), &hugging_face(&main, eos, main_dtype)?)?;
     write_json(&beside.join("generation_config.json"), &json!({ "bos_token_id": eos, "eos_token_id": eos }))?;
     let source = dataset.directory().join("tokenizer.json");
     let text = std::fs::read(&source).map_err(TrainError::io(&source))?;
@@ -42,11 +45,14 @@ pub(super) fn write(
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": eos_token,
         "eos_token": eos_token,
-        "model_max_length": config.model.context,
+        "model_max_length": main.max_position_embeddings,
         "clean_up_tokenization_spaces": false,
     });
     write_json(&beside.join("tokenizer_config.json"), &tokenizer_config)?;
-    write_weights(&beside.join("model.safetensors"), &parameters.values("main"), dtype)?;
+    if let Some(source) = config.model.init_from.as_ref().filter(|source| source.is_dir()) {
+        ModelDirectory::open(source)?.copy_settings(&beside)?;
+    }
+    write_weights(&beside.join("model.safetensors"), &main_values, dtype_of(main_dtype))?;
     if let (Some(set), Some(fgram)) =
         (set, config.fgram_config(tokenizer.vocab_size(), set.map_or(2, |set| set.policy().max_n)))
     {
@@ -63,6 +69,7 @@ pub(super) fn write(
             fgrams_sha256: set.sha256(),
             table: PathBuf::from("table.safetensors"),
             baseline: None,
+            adapters: Vec::new(),
         };
         write_json(&beside.join("scone.json"), &serde_json::to_value(scone).map_err(json_error(directory))?)?;
     }
@@ -75,6 +82,31 @@ pub(super) fn write(
     }
     std::fs::rename(&beside, directory).map_err(TrainError::io(directory))?;
     remove(&old)
+}
+
+fn dtype_of(name: &str) -> DType {
+    match name {
+        "f32" => DType::F32,
+        "bf16" => DType::BF16,
+        _ => DType::F16,
+    }
+}
+
+/// The shortest type that holds all of these numbers as they are.
+fn exact_dtype(tensors: &BTreeMap<String, Tensor>) -> Result<&'static str, TrainError> {
+    let bits = |tensor: &Tensor| -> candle_core::Result<Vec<u32>> {
+        let numbers = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        Ok(numbers.into_iter().map(f32::to_bits).collect())
+    };
+    'types: for name in ["f16", "bf16"] {
+        for tensor in tensors.values() {
+            if bits(&tensor.to_dtype(dtype_of(name))?)? != bits(tensor)? {
+                continue 'types;
+            }
+        }
+        return Ok(name);
+    }
+    Ok("f32")
 }
 
 fn sibling(directory: &Path, suffix: &str) -> PathBuf {

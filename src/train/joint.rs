@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::{Batch, Parameters, RunConfig, unique_grams};
+use super::{Batch, Freeze, Parameters, RunConfig, unique_grams};
 use crate::model::ops::{cross_entropy, take_rows, take_rows_of_two};
 use crate::model::{Attend, FgramModel, MainModel, ModelError};
 
@@ -16,7 +16,7 @@ pub struct JointModel {
 type GetOf<'a> = dyn FnMut(&str, &str, &[usize], usize) -> Result<Tensor, ModelError> + 'a;
 
 impl JointModel {
-    /// Makes the models and their initial parameters.
+    /// Makes the models and their initial parameters. What the configuration freezes gets no gradient.
     ///
     /// # Errors
     /// Where the device has not enough memory.
@@ -26,6 +26,9 @@ impl JointModel {
         max_n: usize,
         parameters: &mut Parameters,
     ) -> Result<Self, ModelError> {
+        if config.train.freeze == Some(Freeze::Main) {
+            parameters.freeze("main");
+        }
         Self::build(config, vocab_size, max_n, &mut |part, name, shape, layers| {
             parameters.create(part, name, shape, layers)
         })

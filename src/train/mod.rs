@@ -12,13 +12,15 @@ mod grams;
 mod joint;
 mod parameters;
 mod run;
+mod start;
 mod synthetic;
 #[cfg(test)]
 mod tests;
 mod update;
 
 pub use config::{
-    CheckpointConfig, DataConfig, FgramSection, ModelSection, OptimizerConfig, RunConfig, ValidationConfig,
+    CheckpointConfig, DataConfig, FgramSection, Freeze, ModelSection, OptimizerConfig, RunConfig,
+    ValidationConfig,
 };
 pub use data::{Batch, Batches};
 pub use error::TrainError;

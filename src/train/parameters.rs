@@ -9,6 +9,8 @@ use crate::model::ModelError;
 /// The trained parameters by name: those of the main model under `main/`, those of the f-gram model under `fgram/`.
 pub struct Parameters {
     vars: BTreeMap<String, Var>,
+    /// The part that is not trained, with its `/`.
+    frozen: Option<String>,
     seed: u64,
     std: f64,
 }
@@ -16,7 +18,17 @@ pub struct Parameters {
 impl Parameters {
     /// None yet; `std` is the standard deviation of initial matrices.
     pub fn new(seed: u64, std: f64) -> Self {
-        Self { vars: BTreeMap::new(), seed, std }
+        Self { vars: BTreeMap::new(), frozen: None, seed, std }
+    }
+
+    /// Holds a part fixed: parameters of it that are made from now on are outside of autograd, and not
+    /// [trained](Parameters::trained).
+    pub fn freeze(&mut self, part: &str) {
+        self.frozen = Some(format!("{part}/"));
+    }
+
+    fn is_frozen(&self, name: &str) -> bool {
+        self.frozen.as_ref().is_some_and(|part| name.starts_with(part))
     }
 
     /// Makes the parameter `part/name` at its initial value: norms 1, gains 0, matrices normal; the matrices that
@@ -45,7 +57,7 @@ impl Parameters {
             normal(self.seed, &name, std, len)
         };
         let var = Var::from_vec(data, shape, &Device::Cpu)?;
-        let tensor = var.as_tensor().clone();
+        let tensor = if self.is_frozen(&name) { var.as_detached_tensor() } else { var.as_tensor().clone() };
         self.vars.insert(name, var);
         Ok(tensor)
     }
@@ -53,6 +65,11 @@ impl Parameters {
     /// All of them, in the order of their names.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Var)> {
         self.vars.iter().map(|(name, var)| (name.as_str(), var))
+    }
+
+    /// Those that are trained, in the order of their names.
+    pub fn trained(&self) -> impl Iterator<Item = (&str, &Var)> {
+        self.iter().filter(|(name, _)| !self.is_frozen(name))
     }
 
     /// One of them.

@@ -84,6 +84,37 @@ fn every_parameter_receives_its_gradient() {
 }
 
 #[test]
+fn a_frozen_main_model_gets_no_gradient_and_changes_no_other() {
+    let (trained, parameters) = model(true);
+    let mut config = config(true);
+    config.train.freeze = Some(Freeze::Main);
+    let mut fixed = Parameters::new(5, config.model.init_std);
+    let frozen = JointModel::create(&config, VOCABULARY, 4, &mut fixed).unwrap();
+    for (name, var) in fixed.iter() {
+        var.set(parameters.get(name).unwrap().as_tensor()).unwrap();
+    }
+    let batch = batch();
+    assert!((loss(&trained, &batch) - loss(&frozen, &batch)).abs() < 1e-5);
+    let expected = trained.loss(&batch).unwrap().backward().unwrap();
+    let gradients = frozen.loss(&batch).unwrap().backward().unwrap();
+    assert_eq!(
+        fixed.trained().map(|(name, _)| name).collect::<Vec<_>>(),
+        parameters.iter().map(|(name, _)| name).filter(|name| name.starts_with("fgram/")).collect::<Vec<_>>()
+    );
+    for (name, var) in fixed.iter() {
+        if name.starts_with("main/") {
+            assert!(gradients.get(var).is_none(), "{name} has a gradient");
+            continue;
+        }
+        let (ours, expected) =
+            (gradients.get(var).unwrap(), expected.get(parameters.get(name).unwrap()).unwrap());
+        let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+        let off = norm(&(ours - expected).unwrap());
+        assert!(off < 1e-4 * norm(expected), "the gradient of {name} is off by {off} of {}", norm(expected));
+    }
+}
+
+#[test]
 fn unique_grams_cover_every_position_once() {
     let batch = batch();
     let unique = unique_grams(&batch, VOCABULARY);

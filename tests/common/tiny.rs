@@ -131,6 +131,7 @@ pub fn write(directory: &Path, seed: u64, row_type: RowType) -> ModelDirectory {
         fgrams_sha256: set.sha256(),
         table: "table.safetensors".into(),
         baseline: None,
+        adapters: Vec::new(),
     };
     write_json(&directory.join("scone.json"), &serde_json::to_value(scone).unwrap());
     let opened = ModelDirectory::open(directory).unwrap();

@@ -98,7 +98,7 @@ fn shard(args: &Args) -> Shard {
 }
 
 /// The f-gram set that a table holds.
-fn set_of(table: &Table) -> anyhow::Result<FgramSet> {
+pub(super) fn set_of(table: &Table) -> anyhow::Result<FgramSet> {
     verify(table, |_| {})?;
     let counts = (0..table.len() as u32).map(|rank| table.count(rank)).collect();
     Ok(FgramSet::from_keys(table.policy().clone(), table.index().keys().to_vec(), counts))

@@ -1,6 +1,7 @@
 //! `scone table`: everything that is done with a table but serving it.
 
 mod build;
+mod extend;
 mod merge;
 mod plan;
 mod quantize;
@@ -25,6 +26,7 @@ pub struct Args {
 enum Command {
     Build(build::Args),
     Merge(merge::Args),
+    Extend(extend::Args),
     Quantize(quantize::Args),
     Plan(plan::Args),
     Verify(VerifyArgs),
@@ -96,12 +98,13 @@ struct ExportArgs {
 ///
 /// # Errors
 /// See [`build_table`](crate::model::build_table), [`merge`](crate::table::merge),
-/// [`quantize`](crate::table::quantize), [`plan`](crate::table::plan), [`verify`], [`check_rows`], [`describe`] and
+/// [`extend_directory`](crate::model::extend_directory), [`quantize`](crate::table::quantize), [`plan`](crate::table::plan), [`verify`], [`check_rows`], [`describe`] and
 /// [`export`].
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::Build(args) => build::run(args),
         Command::Merge(args) => merge::run(args),
+        Command::Extend(args) => extend::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Verify(args) => check(args),

@@ -120,6 +120,11 @@ impl Checkpoint {
         &self.path
     }
 
+    /// The files that hold them.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
     /// Whether it is a GGUF file.
     pub fn is_gguf(&self) -> bool {
         self.gguf.is_some()

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::gemm::{Matrix, Put, gemm};
 use super::simd::{exp_shifted, vectorized};
-use super::slices::{contiguous, output};
+use super::slices::{contiguous, output, wanted};
 
 /// Rows whose logits exist at a time: `[tokens, vocabulary]` as a whole would be the largest thing in training.
 const CHUNK: usize = 128;
@@ -16,13 +16,14 @@ const CHUNK: usize = 128;
 /// The gradients are made in the same pass, while a chunk of logits is at hand, and kept for the backward pass; where
 /// nothing is being trained, as in validation, they are not made.
 pub fn cross_entropy(h: &Tensor, head: &Tensor, targets: &Arc<Vec<u32>>) -> Result<Tensor> {
-    let trained = h.track_op() || head.track_op();
+    let trained = (h.track_op() || head.track_op(), head.track_op());
     h.apply_op2(head, CrossEntropy { targets: targets.clone(), trained, gradients: Mutex::default() })
 }
 
 struct CrossEntropy {
     targets: Arc<Vec<u32>>,
-    trained: bool,
+    /// Whether anything is trained, and whether the head is.
+    trained: (bool, bool),
     /// Of `h` and of `head`, for a loss gradient of 1.
     gradients: Mutex<Option<(Vec<f32>, Vec<f32>)>>,
 }
@@ -50,7 +51,9 @@ impl CustomOp2 for CrossEntropy {
                 self.targets.len()
             );
         }
-        let (mut dh, mut dhead) = (vec![0f32; h.len()], vec![0f32; head.len()]);
+        let (trained, head_trained) = self.trained;
+        let mut dh = vec![0f32; h.len()];
+        let mut dhead = vec![0f32; if head_trained { head.len() } else { 0 }];
         let mut logits = vec![0f32; CHUNK * vocabulary];
         let mut loss = 0f64;
         let w = Matrix::new(head, vocabulary, d, d);
@@ -66,14 +69,16 @@ impl CustomOp2 for CrossEntropy {
                 .map(|(row, &target)| loss_and_gradient(row, target, 1.0 / tokens as f32))
                 .collect();
             loss += losses.iter().sum::<f64>();
-            if !self.trained {
+            if !trained {
                 continue;
             }
             let dlogits = Matrix::new(&logits, rows, vocabulary, vocabulary);
             gemm(dh, d, Put::Replace, dlogits, w, 1.0, true);
-            gemm(&mut dhead, d, Put::Add, dlogits.t(), h, 1.0, true);
+            if head_trained {
+                gemm(&mut dhead, d, Put::Add, dlogits.t(), h, 1.0, true);
+            }
         }
-        let gradients = self.trained.then_some((dh, dhead));
+        let gradients = trained.then_some((dh, dhead));
         *self.gradients.lock().unwrap_or_else(PoisonError::into_inner) = gradients;
         Ok(output(vec![(loss / tokens as f64) as f32], ()))
     }
@@ -93,11 +98,7 @@ impl CustomOp2 for CrossEntropy {
         if scale != 1.0 {
             dh.iter_mut().chain(&mut dhead).for_each(|x| *x *= scale);
         }
-        let device = h.device();
-        Ok((
-            Some(Tensor::from_vec(dh, h.shape(), device)?),
-            Some(Tensor::from_vec(dhead, head.shape(), device)?),
-        ))
+        Ok((wanted(h, || dh)?, wanted(head, || dhead)?))
     }
 }
 

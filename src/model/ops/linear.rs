@@ -2,7 +2,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tenso
 
 use super::gemm::{self, Matrix};
 use super::panels::Panels;
-use super::slices::{contiguous, elements, output};
+use super::slices::{contiguous, elements, output, wanted};
 
 /// The weight `[outputs, inputs]` of a linear layer, as Hugging Face stores it.
 ///
@@ -117,14 +117,16 @@ impl CustomOp2 for Product {
         let ((tokens, k), features) = (x.dims2()?, weight.dim(0)?);
         let (xs, w) = (Matrix::new(&xs, tokens, k, k), Matrix::new(&w, features, k, k));
         let dys = Matrix::new(&dys, tokens, features, features);
-        let mut dx = vec![0f32; tokens * k];
-        gemm::gemm(&mut dx, k, gemm::Put::Replace, dys, w, 1.0, true);
-        let mut dw = vec![0f32; features * k];
-        gemm::gemm(&mut dw, k, gemm::Put::Replace, dys.t(), xs, 1.0, true);
-        let device = x.device();
-        Ok((
-            Some(Tensor::from_vec(dx, x.shape(), device)?),
-            Some(Tensor::from_vec(dw, weight.shape(), device)?),
-        ))
+        let dx = wanted(x, || {
+            let mut dx = vec![0f32; tokens * k];
+            gemm::gemm(&mut dx, k, gemm::Put::Replace, dys, w, 1.0, true);
+            dx
+        })?;
+        let dw = wanted(weight, || {
+            let mut dw = vec![0f32; features * k];
+            gemm::gemm(&mut dw, k, gemm::Put::Replace, dys.t(), xs, 1.0, true);
+            dw
+        })?;
+        Ok((dx, dw))
     }
 }

@@ -2,7 +2,7 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::simd::{sum2, vectorized};
-use super::slices::{contiguous, elements, output};
+use super::slices::{contiguous, elements, output, wanted};
 
 /// Rows a task handles.
 const ROWS: usize = 64;
@@ -90,8 +90,7 @@ impl CustomOp2 for RmsNorm {
                 *dw += part;
             }
         }
-        let device = x.device();
-        Ok((Some(Tensor::from_vec(dx, x.shape(), device)?), Some(Tensor::from_vec(dw, d, device)?)))
+        Ok((wanted(x, || dx)?, wanted(weight, || dw)?))
     }
 }
 

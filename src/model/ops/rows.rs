@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use super::slices::{contiguous, elements, output};
+use super::slices::{contiguous, elements, output, wanted};
 
 /// `y[i] = x[rows[i]]`: the rows of a `[rows, d]` tensor, in any order, any of them more than once.
 ///
@@ -99,7 +99,6 @@ impl CustomOp2 for TakeRowsOfTwo {
                 *to += dy;
             }
         }
-        let device = a.device();
-        Ok((Some(Tensor::from_vec(da, a.shape(), device)?), Some(Tensor::from_vec(db, b.shape(), device)?)))
+        Ok((wanted(a, || da)?, wanted(b, || db)?))
     }
 }

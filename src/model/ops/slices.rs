@@ -28,6 +28,14 @@ pub(super) fn output(data: Vec<f32>, shape: impl Into<Shape>) -> (CpuStorage, Sh
     (CpuStorage::F32(data), shape.into())
 }
 
+/// The gradient of an operand, unless nothing behind it is trained: then it is not even computed.
+pub(super) fn wanted(operand: &Tensor, gradient: impl FnOnce() -> Vec<f32>) -> Result<Option<Tensor>> {
+    if !operand.track_op() {
+        return Ok(None);
+    }
+    Tensor::from_vec(gradient(), operand.shape(), operand.device()).map(Some)
+}
+
 /// The elements of a tensor, for backward passes: borrowed where it is contiguous.
 pub(super) struct Elements {
     tensor: Tensor,

@@ -61,6 +61,21 @@ pub struct ModelSection {
     pub rms_norm_eps: f64,
     /// The standard deviation of initial weights.
     pub init_std: f64,
+    /// Whether the output head is the token embedding.
+    pub tied: bool,
+    /// Features of a head; `hidden_size / heads` if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// Rows of the token embedding, where it has more of them than the tokenizer has tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vocab_size: Option<usize>,
+    /// The context that is served, where it is longer than a training window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub served_context: Option<usize>,
+    /// A trained model to start from instead of chance: a model directory or a GGUF file; relative to the TOML file. The
+    /// shape is then the model's, and so is that of `[fgram]` where it has an f-gram model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
 }
 
 impl Default for ModelSection {
@@ -75,6 +90,11 @@ impl Default for ModelSection {
             rope_theta: 10_000.0,
             rms_norm_eps: 1e-5,
             init_std: 0.02,
+            tied: true,
+            head_dim: None,
+            vocab_size: None,
+            served_context: None,
+            init_from: None,
         }
     }
 }
@@ -105,6 +125,29 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// The largest norm of all gradients together.
     pub clip: f64,
+    /// What is not trained: with "main" only the f-gram model is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<Freeze>,
+}
+
+/// What a run leaves as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Freeze {
+    /// The main model, its token embedding and head included.
+    Main,
+}
+
+impl std::str::FromStr for Freeze {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "main" {
+            Ok(Self::Main)
+        } else {
+            Err(format!("{text:?} cannot be frozen: only \"main\" can"))
+        }
+    }
 }
 
 impl Default for OptimizerConfig {
@@ -121,6 +164,7 @@ impl Default for OptimizerConfig {
             epsilon: 1e-8,
             weight_decay: 0.1,
             clip: 1.0,
+            freeze: None,
         }
     }
 }
@@ -181,6 +225,9 @@ pub struct FgramSection {
     /// Its width, if it has embeddings of its own; the main model's if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden_size: Option<usize>,
+    /// Whether its weights start from chance even where `init_from` has an f-gram model.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fresh: bool,
     /// The share of matches that are replaced by a shorter one at random, or none, in training.
     #[serde(default)]
     pub fallback: f64,
@@ -191,7 +238,7 @@ pub struct FgramSection {
     pub learning_rate_scale: f64,
 }
 
-fn two() -> usize {
+pub(super) fn two() -> usize {
     2
 }
 
@@ -207,8 +254,16 @@ impl RunConfig {
     /// Reads a TOML file; paths in it become relative to where it lies.
     ///
     /// # Errors
-    /// Where it cannot be read, has unknown fields, or its numbers do not fit each other.
+    /// Where it cannot be read, has unknown fields, or its numbers do not fit each other or the model to start from.
     pub fn read(path: &Path) -> Result<Self, TrainError> {
+        Self::read_with(path, |_| ())
+    }
+
+    /// Reads a TOML file that `change` changes before anything is checked: what flags say instead of it.
+    ///
+    /// # Errors
+    /// As [`RunConfig::read`].
+    pub fn read_with(path: &Path, change: impl FnOnce(&mut Self)) -> Result<Self, TrainError> {
         let text = std::fs::read_to_string(path).map_err(TrainError::io(path))?;
         let error = |why: String| TrainError::Config { path: path.to_owned(), why };
         let mut config: Self = toml::from_str(&text).map_err(|e| error(e.to_string()))?;
@@ -217,6 +272,11 @@ impl RunConfig {
         if let Some(fgram) = &mut config.fgram {
             fgram.set = base.join(&fgram.set);
         }
+        if let Some(model) = &mut config.model.init_from {
+            *model = base.join(&*model);
+        }
+        change(&mut config);
+        config.take_shape()?;
         config.check().map_err(error)?;
         Ok(config)
     }
@@ -238,6 +298,7 @@ impl RunConfig {
                 residual_output: yes(),
                 own_embedding: false,
                 hidden_size: None,
+                fresh: false,
                 fallback: 0.0,
                 learning_rate_scale: fgram_rate(),
             }),
@@ -272,10 +333,15 @@ impl RunConfig {
         need(t.epsilon > 0.0 && t.clip > 0.0 && t.weight_decay >= 0.0, "epsilon and clip must be positive")?;
         need(self.validation.every > 0 && self.checkpoint.every > 0, "every must be at least 1")?;
         need(self.model.init_std > 0.0, "init_std must be positive")?;
+        need(
+            t.freeze.is_none() || (self.fgram.is_some() && self.model.init_from.is_some()),
+            "freeze = \"main\" trains an f-gram model beside a trained main model: it needs an [fgram] section and \
+             init_from in [model], or --init-from",
+        )?;
         need(["f16", "bf16", "f32"].contains(&self.checkpoint.dtype.as_str()), "dtype is f16, bf16 or f32")
     }
 
-    /// The main model's `config.json`.
+    /// The main model's `config.json`, for a tokenizer of so many tokens.
     pub fn model_config(&self, vocab_size: usize) -> Config {
         let m = &self.model;
         Config {
@@ -285,12 +351,12 @@ impl RunConfig {
             num_hidden_layers: m.layers,
             num_attention_heads: m.heads,
             num_key_value_heads: Some(m.kv_heads),
-            head_dim: Some(m.hidden_size / m.heads.max(1)),
-            vocab_size,
-            max_position_embeddings: m.context,
+            head_dim: Some(m.head_dim.unwrap_or(m.hidden_size / m.heads.max(1))),
+            vocab_size: m.vocab_size.map_or(vocab_size, |rows| rows.max(vocab_size)),
+            max_position_embeddings: m.served_context.map_or(m.context, |served| served.max(m.context)),
             rms_norm_eps: m.rms_norm_eps,
             rope_theta: m.rope_theta,
-            tie_word_embeddings: true,
+            tie_word_embeddings: m.tied,
             attention_bias: false,
             rope_scaling: None,
         }

@@ -84,7 +84,7 @@ pub(super) fn load(
         var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?)?;
     }
     if let Some(optimizer) = optimizer {
-        for (name, var) in parameters.iter() {
+        for (name, var) in parameters.trained() {
             let len = var.elem_count();
             // Before the first update there are none.
             let moments = match state.step {

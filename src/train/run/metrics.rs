@@ -28,6 +28,21 @@ pub struct Progress {
     pub tokens_per_second: f64,
 }
 
+impl Progress {
+    /// Before the first update: the validation loss of what the run starts from.
+    pub(super) fn start(validation_loss: f64) -> Self {
+        Self {
+            step: 0,
+            tokens: 0,
+            loss: None,
+            validation_loss: Some(validation_loss),
+            learning_rate: 0.0,
+            gradient_norm: 0.0,
+            tokens_per_second: 0.0,
+        }
+    }
+}
+
 /// `metrics.jsonl`.
 pub(super) struct Log {
     path: PathBuf,
@@ -35,13 +50,16 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Opens the log and drops what a killed run wrote after `step`, the step of the checkpoint it continues from.
+    /// Opens the log and drops what a killed run wrote after `step`, the step of the checkpoint it continues from, and
+    /// what it will write again.
     pub(super) fn open(path: &Path, step: u64) -> Result<Self, TrainError> {
         if path.exists() {
             let text = std::fs::read_to_string(path).map_err(TrainError::io(path))?;
             let kept: Vec<&str> = text
                 .lines()
-                .filter(|line| serde_json::from_str::<Progress>(line).is_ok_and(|line| line.step <= step))
+                .filter(|line| {
+                    serde_json::from_str::<Progress>(line).is_ok_and(|line| line.step <= step && step > 0)
+                })
                 .collect();
             let kept: String = kept.iter().flat_map(|line| [*line, "\n"]).collect();
             new_file::write(path, kept.as_bytes()).map_err(TrainError::io(path))?;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use self::metrics::Log;
 use self::trainer::Trainer;
-use super::{AdamW, Batches, JointModel, Parameters, RunConfig, TrainError, export};
+use super::{AdamW, Batches, JointModel, Parameters, RunConfig, TrainError, export, start};
 use crate::corpus::{Dataset, Tags};
 use crate::fgram::{FgramSet, parquet};
 use crate::new_file;
@@ -54,6 +54,9 @@ impl Run {
         let mut parameters = Parameters::new(config.seed, config.model.init_std);
         let model = JointModel::create(config, vocab_size, max_n, &mut parameters)?;
         let validation_model = JointModel::for_validation(config, vocab_size, max_n, &parameters)?;
+        if !(resume && last.exists()) {
+            start::load(config, &dataset, &parameters)?;
+        }
         let mut optimizer = AdamW::new(&config.train);
         std::fs::create_dir_all(directory).map_err(TrainError::io(directory))?;
         let text = config.to_toml();
@@ -122,6 +125,12 @@ impl Run {
         let end = most.map_or(steps, |most| trainer.state.step.saturating_add(most).min(steps));
         if trainer.state.step == end && end < steps {
             return Ok(Outcome::Stopped);
+        }
+        // What a trained model is before the first update is the first to beat.
+        if trainer.state.step == 0 && trainer.config.model.init_from.is_some() {
+            let progress = Progress::start(trainer.validate(&validation)?);
+            log.write(&progress)?;
+            observe(&progress);
         }
         while trainer.state.step < steps {
             let mut progress = trainer.update(&batches)?;

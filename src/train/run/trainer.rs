@@ -42,7 +42,7 @@ impl Trainer {
         let rate = learning_rate(train, step);
         let scale = if norm > train.clip { train.clip / norm } else { 1.0 };
         let fgram_scale = self.config.fgram.as_ref().map_or(1.0, |fgram| fgram.learning_rate_scale);
-        for (name, var) in self.parameters.iter() {
+        for (name, var) in self.parameters.trained() {
             let rate = if name.starts_with("fgram/") { rate * fgram_scale } else { rate };
             self.optimizer.update(name, var, &gradients[name], step, rate, scale)?;
         }
@@ -59,14 +59,14 @@ impl Trainer {
         })
     }
 
-    /// Adds a backward pass's gradients to those so far. Every parameter must have one.
+    /// Adds a backward pass's gradients to those so far. Every parameter that is trained must have one.
     fn add_gradients(
         &self,
         sum: Option<BTreeMap<String, Tensor>>,
         store: &GradStore,
     ) -> Result<BTreeMap<String, Tensor>, TrainError> {
         let mut sum = sum.unwrap_or_default();
-        for (name, var) in self.parameters.iter() {
+        for (name, var) in self.parameters.trained() {
             let gradient = store.get(var).ok_or_else(|| TrainError::NoGradient(name.to_owned()));
             let gradient = match (gradient, sum.get(name)) {
                 (Ok(gradient), Some(sum)) => (sum + gradient)?,

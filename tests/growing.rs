@@ -1,0 +1,256 @@
+//! Runs that start from a trained model: nothing is lost on the way in, and what is frozen comes out as it was.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "common/gguf.rs"]
+#[allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+mod gguf;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::quantized::GgmlDType;
+use candle_core::{DType, Device};
+use scone::corpus::{Dataset, Input, MineOptions, PrepareOptions, TokenizerSource, mine, prepare, tag};
+use scone::fgram::parquet;
+use scone::model::{ModelDirectory, SconeConfig, Shard, build_table};
+use scone::table::{Placement, RowFormat, RowType};
+use scone::train::{Outcome, Progress, Run, RunConfig};
+
+/// A small corpus, mined and tagged.
+struct Data {
+    directory: tempfile::TempDir,
+}
+
+const BPE: TokenizerSource = TokenizerSource::Train { vocab_size: 500, sample_bytes: 1 << 20 };
+
+/// The shape of models that are trained here; a run that starts from one of them leaves it out.
+const SHAPE: &str = "hidden_size = 32\nintermediate_size = 48\nlayers = 2\nheads = 4\nkv_heads = 2\n";
+const FGRAM: &str = "[fgram]\nset = \"fgrams.parquet\"\nlayers = 1\n";
+
+impl Data {
+    fn make(tokenizer: TokenizerSource) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let text = include_str!("../examples/sotu/sotu-small.jsonl");
+        let text: String = text.lines().take(8).flat_map(|line| [line, "\n"]).collect();
+        std::fs::write(path("text.jsonl"), text).unwrap();
+        let options = PrepareOptions {
+            output: path("dataset"),
+            tokenizer,
+            eos: None,
+            validation: 0.2,
+            shard_tokens: 1 << 30,
+        };
+        prepare(&Input::new(&[path("text.jsonl")]).unwrap(), &options, &mut |_| {}).unwrap();
+        let dataset = Dataset::open(path("dataset")).unwrap();
+        let mined = mine(&dataset, MineOptions { max_n: 4, size: 2000, min_count: 3 }, &|_, _| {}).unwrap();
+        parquet::write(&mined.set, path("fgrams.parquet")).unwrap();
+        tag(&dataset, &mined.set, &mut |_| {}).unwrap();
+        Self { directory }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The run that a file with these lines in `[model]`, `[train]` and after them describes.
+    fn read(&self, model: &str, train: &str, rest: &str) -> Result<RunConfig, String> {
+        let text = format!(
+            "[data]\ndataset = \"dataset\"\n[model]\ncontext = 32\n{model}\n[train]\nsteps = 8\nbatch = 4\n\
+             warmup_steps = 2\n{train}\n[validation]\nevery = 4\ntokens = 200\n[checkpoint]\nevery = 5\ndtype = \
+             \"f32\"\n{rest}"
+        );
+        std::fs::write(self.path("run.toml"), text).unwrap();
+        RunConfig::read(&self.path("run.toml")).map_err(|error| error.to_string())
+    }
+
+    /// Runs it to its end, or stops it.
+    fn fit(&self, config: &RunConfig, name: &str, stop_after: Option<u64>) -> (Run, Vec<Progress>) {
+        let mut run = Run::open(config, &self.path(name), self.path(name).exists()).unwrap();
+        let (stop, mut seen) = (AtomicBool::new(false), Vec::new());
+        let outcome = run.train(None, &stop, &mut |progress| {
+            stop.store(stop_after == Some(progress.step), Ordering::Relaxed);
+            seen.push(progress.clone());
+        });
+        let expected = if stop_after.is_some() { Outcome::Stopped } else { Outcome::Finished };
+        assert_eq!(outcome.unwrap(), expected);
+        (run, seen)
+    }
+
+    /// What a run from these lines says of its start.
+    fn first_loss(&self, name: &str, model: &str, rest: &str) -> f64 {
+        let (_, seen) = self.fit(&self.read(model, "", rest).unwrap(), name, Some(1));
+        assert_eq!((seen[0].step, seen[0].tokens, seen[0].loss), (0, 0, None));
+        seen[0].validation_loss.unwrap()
+    }
+}
+
+/// Trains the main model alone, and both.
+fn sources(data: &Data) -> [f64; 2] {
+    [("plain", ""), ("scone", FGRAM)].map(|(name, fgram)| {
+        let config = data.read(SHAPE, "learning_rate = 1e-2", fgram).unwrap();
+        let (run, _) = data.fit(&config, name, None);
+        run.best().unwrap().0
+    })
+}
+
+fn weights(directory: &Path) -> Vec<u8> {
+    std::fs::read(directory.join("model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_run_starts_where_its_model_ended() {
+    let data = Data::make(BPE);
+    let [plain, scone] = sources(&data);
+    assert!(plain != scone);
+    let from = |name: &str| format!("init_from = \"{name}/model\"");
+    let new = "[fgram]\nset = \"fgrams.parquet\"\nlayers = 2\nheads = 2\n";
+    assert_eq!(data.first_loss("alone", &from("plain"), ""), plain);
+    assert_eq!(data.first_loss("attached", &from("plain"), new), plain, "the new f-gram model starts at T");
+    assert_eq!(data.first_loss("on", &from("scone"), "[fgram]\nset = \"fgrams.parquet\"\n"), scone);
+    let fresh = data.first_loss("fresh", &from("scone"), &format!("{new}fresh = true\n"));
+    assert!(fresh > scone, "without the trained f-gram model: {fresh}, with it {scone}");
+
+    // The full configuration is read again as it is, and the shape is the model's.
+    let config = data.read(&from("scone"), "", "[fgram]\nset = \"fgrams.parquet\"\n").unwrap();
+    std::fs::write(data.path("full.toml"), config.to_toml()).unwrap();
+    assert_eq!(RunConfig::read(&data.path("full.toml")).unwrap(), config);
+    let (model, scone) = (&config.model, config.fgram.as_ref().unwrap());
+    assert_eq!((model.hidden_size, model.layers, model.kv_heads, scone.layers), (32, 2, 2, 1));
+}
+
+#[test]
+fn a_run_from_a_model_is_resumed_bit_for_bit() {
+    let data = Data::make(BPE);
+    sources(&data);
+    let config = data.read("init_from = \"plain/model\"", "freeze = \"main\"", FGRAM).unwrap();
+    let (_, whole) = data.fit(&config, "whole", None);
+    let (_, first) = data.fit(&config, "parts", Some(3));
+    let (_, last) = data.fit(&config, "parts", None);
+    let steps = |seen: &[Progress]| seen.iter().map(|p| (p.step, p.loss)).collect::<Vec<_>>();
+    assert_eq!([steps(&first), steps(&last)].concat(), steps(&whole));
+    for file in ["last.safetensors", "model/fgram_model/model.safetensors"] {
+        let read = |run: &str| std::fs::read(data.path(run).join(file)).unwrap();
+        assert!(read("whole") == read("parts"), "{file} differs");
+    }
+    let log = std::fs::read_to_string(data.path("parts/metrics.jsonl")).unwrap();
+    let steps: Vec<u64> =
+        log.lines().map(|line| serde_json::from_str::<Progress>(line).unwrap().step).collect();
+    assert_eq!(steps, (0..=8).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_frozen_main_model_comes_out_as_it_was_and_its_tables_stay_apart() {
+    let data = Data::make(BPE);
+    let mut config = data.read(SHAPE, "learning_rate = 1e-2", FGRAM).unwrap();
+    config.checkpoint.dtype = "f16".into();
+    let (_, _) = data.fit(&config, "source", None);
+    let source = data.path("source/model");
+    std::fs::write(source.join("generation_config.json"), "{\"eos_token_id\": [0, 7]}").unwrap();
+
+    let section = "[fgram]\nset = \"fgrams.parquet\"\nlearning_rate_scale = 1.0\n";
+    let train = "freeze = \"main\"\nlearning_rate = 1e-2";
+    let mut config = data.read("init_from = \"source/model\"", train, section).unwrap();
+    config.train.steps = 40;
+    config.validation.tokens = 2000;
+    let (run, seen) = data.fit(&config, "adapter", None);
+    let adapter = data.path("adapter/model");
+    let (best, step) = run.best().unwrap();
+    assert!(
+        step > 0 && best < seen[0].validation_loss.unwrap(),
+        "{best} after step {step}: nothing was learned"
+    );
+    assert!(weights(&source) == weights(&adapter), "the main model has changed");
+    assert!(weights(&source.join("fgram_model")) != weights(&adapter.join("fgram_model")));
+    let [source, adapter] = [source, adapter].map(|path| ModelDirectory::open(&path).unwrap());
+    assert_eq!(adapter.stop_tokens().unwrap(), [0, 7]);
+
+    let set = parquet::read(data.path("fgrams.parquet")).unwrap();
+    let [ours, theirs] = [&adapter, &source].map(|directory| {
+        let (format, path) = (RowFormat::packed(RowType::F16, 32), directory.table_path().unwrap());
+        build_table(directory, &set, format, Shard::WHOLE, &path, &mut |_| {}).unwrap();
+        path
+    });
+    adapter.open_table(&ours).unwrap();
+    let error = adapter.open_table(&theirs).unwrap_err().to_string();
+    assert!(error.contains("another f-gram model."), "only the f-gram model differs: {error}");
+
+    // Named as an adapter its table is taken, if its main model is this one.
+    let with_adapter = |path: &str| {
+        let file = adapter.path().join("scone.json");
+        let text = std::fs::read(&file).unwrap();
+        let mut scone: SconeConfig = serde_json::from_slice(&text).unwrap();
+        scone.adapters = vec![path.into()];
+        std::fs::write(&file, serde_json::to_vec(&scone).unwrap()).unwrap();
+        ModelDirectory::open(adapter.path()).unwrap()
+    };
+    let both = with_adapter("../../source/model");
+    let live = both.live_table(None, Placement::default(), &mut |_, _| ()).unwrap().unwrap();
+    live.reload(Some(&theirs)).unwrap();
+    live.reload(Some(&ours)).unwrap();
+    data.fit(&data.read(SHAPE, "learning_rate = 1e-2", FGRAM).unwrap(), "other", None);
+    let error = with_adapter("../../other/model").open_table(&ours).unwrap_err().to_string();
+    assert!(error.contains("another main model"), "{error}");
+}
+
+#[test]
+fn a_gguf_file_is_started_from_as_its_directory() {
+    let made = gguf::make(gguf::config("llama", 32));
+    let texts = tempfile::tempdir().unwrap();
+    std::fs::write(texts.path().join("tokenizer.json"), &made.tokenizer).unwrap();
+    let data = Data::make(TokenizerSource::File(texts.path().join("tokenizer.json")));
+    made.write_directory(&data.path("directory"), DType::F32);
+    made.write_gguf(&data.path("exact.gguf"), GgmlDType::F32);
+    made.write_gguf(&data.path("rounded.gguf"), GgmlDType::Q8_0);
+    let loss =
+        |name: &str| data.first_loss(&format!("from-{name}"), &format!("init_from = \"{name}\""), FGRAM);
+    let [directory, exact, rounded] = ["directory", "exact.gguf", "rounded.gguf"].map(loss);
+    assert_eq!(directory, exact);
+    assert!(rounded != exact && (rounded - exact).abs() < 0.05, "{rounded} {exact}");
+
+    // Head, context and rounded weights are those of the file.
+    let config = data.read("init_from = \"rounded.gguf\"", "freeze = \"main\"", FGRAM).unwrap();
+    data.fit(&config, "frozen", None);
+    let [source, frozen] = [data.path("rounded.gguf"), data.path("frozen/model")]
+        .map(|path| ModelDirectory::open(&path).unwrap());
+    let (ours, theirs) = (frozen.config(), source.config());
+    assert_eq!(
+        (ours.max_position_embeddings, ours.tie_word_embeddings, ours.rope_theta, ours.vocab_size),
+        (64, false, theirs.rope_theta, theirs.vocab_size)
+    );
+    for (name, shape) in gguf::shapes(theirs) {
+        let [a, b] = [&source, &frozen].map(|directory| {
+            let tensor = directory.weights().tensor(&name, &shape, &Device::Cpu).unwrap();
+            tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        });
+        assert_eq!(a, b, "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_started_from_is_refused_by_name() {
+    let data = Data::make(BPE);
+    sources(&data);
+    let refused = |model: &str, train: &str, rest: &str, what: &str| {
+        let error = match data.read(model, train, rest) {
+            Err(error) => error,
+            Ok(config) => Run::open(&config, &data.path("no"), false).err().unwrap().to_string(),
+        };
+        assert!(error.contains(what), "{error}");
+        assert!(!data.path("no").exists());
+    };
+    let scone = "init_from = \"scone/model\"";
+    refused(&format!("{scone}\nhidden_size = 48"), "", "", "hidden_size is 32");
+    refused(scone, "", "[fgram]\nset = \"fgrams.parquet\"\nheads = 2\n", "fresh = true");
+    refused(scone, "", "[fgram]\nset = \"fgrams.parquet\"\nlayers = 3\n", "layers in [fgram] is 1");
+    refused(scone, "freeze = \"main\"", "", "needs an [fgram] section");
+    refused(SHAPE, "freeze = \"main\"", FGRAM, "--init-from");
+    refused(scone, "freeze = \"head\"", FGRAM, "head");
+    refused("init_from = \"nothing\"", "", "", "nothing");
+
+    let biased = gguf::make(gguf::config("qwen2", 32));
+    biased.write_directory(&data.path("biased"), DType::F32);
+    refused("init_from = \"biased\"", "", "", "biases in attention");
+    gguf::make(gguf::config("llama", 32)).write_directory(&data.path("other"), DType::F32);
+    refused("init_from = \"other\"", "", "", "prepared with another tokenizer");
+}
