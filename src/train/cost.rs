@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Batch, Batches, RunConfig, TrainError, unique_grams};
+use super::{Batch, Batches, Freeze, RunConfig, TrainError, unique_grams};
 use crate::fgram::FgramSet;
 use crate::model::{Config, FgramConfig};
 
@@ -63,7 +63,9 @@ impl Costs {
         let (main, context) = (config.model_config(vocab_size), config.model.context);
         let number = if config.checkpoint.dtype == "f32" { 4 } else { 2 };
         let (trained, window) = (tokens as f64, context as f64);
-        let main_flops = PRODUCTS
+        // A frozen main model passes gradients on to its input, and has none of its weights.
+        let products = if config.train.freeze == Some(Freeze::Main) { PRODUCTS - 1.0 } else { PRODUCTS };
+        let main_flops = products
             * trained
             * (decoder_flops(&main, 1.0, (window + 1.0) / 2.0) + product_flops(&main, vocab_size));
         let work = work.unwrap_or_default();

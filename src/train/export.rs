@@ -164,7 +164,7 @@ pub(super) fn card(config: &RunConfig, dataset: &Dataset, run: &Path) -> String 
         history: History::read(run).ok(),
         results: None,
         against: None,
-        environment: None,
+        environment: Card::environment(run).ok().flatten(),
     };
     card.render()
 }

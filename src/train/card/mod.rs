@@ -62,7 +62,7 @@ impl Card {
             history,
             results,
             against: other,
-            environment: environment(run)?,
+            environment: Self::environment(run)?,
         })
     }
 
@@ -152,6 +152,20 @@ impl Card {
         if lines.is_empty() { String::new() } else { format!("## Data\n\n{}\n\n", lines.join("\n\n")) }
     }
 
+    /// A run's `environment.json`, where it has one.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn environment(run: &Path) -> Result<Option<Value>, TrainError> {
+        let path = run.join("environment.json");
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = std::fs::read(&path).map_err(TrainError::io(&path))?;
+        let broken = |e: serde_json::Error| TrainError::Config { path: path.clone(), why: e.to_string() };
+        serde_json::from_slice(&text).map(Some).map_err(broken)
+    }
+
     fn training(&self) -> String {
         let mut lines = Vec::new();
         if let Some(history) = &self.history {
@@ -174,17 +188,6 @@ impl Card {
         lines.extend(self.environment.as_ref().map(tables::environment).filter(|lines| !lines.is_empty()));
         if lines.is_empty() { String::new() } else { format!("## Training\n\n{}\n\n", lines.join("\n\n")) }
     }
-}
-
-/// A run's `environment.json`, where it has one.
-fn environment(run: &Path) -> Result<Option<Value>, TrainError> {
-    let path = run.join("environment.json");
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = std::fs::read(&path).map_err(TrainError::io(&path))?;
-    let broken = |e: serde_json::Error| TrainError::Config { path: path.clone(), why: e.to_string() };
-    serde_json::from_slice(&text).map(Some).map_err(broken)
 }
 
 /// A whole number, its thousands apart.

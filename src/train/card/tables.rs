@@ -118,16 +118,22 @@ fn row(
     format!("| {what} |{cells}{change}\n")
 }
 
-/// What an environment says at its top level, a line each.
+/// What a run was started on, each machine once: a line each.
 pub(super) fn environment(environment: &Value) -> String {
-    let Some(fields) = environment.as_object() else { return String::new() };
-    let lines = fields.iter().filter_map(|(name, value)| {
-        let value = match value {
-            Value::String(text) => text.clone(),
-            Value::Number(number) => number.to_string(),
-            _ => return None,
-        };
-        Some(format!("- {}: {value}\n", name.replace('_', " ")))
-    });
-    lines.collect::<String>().trim_end().to_owned()
+    let mut lines: Vec<String> = Vec::new();
+    for start in environment["starts"].as_array().into_iter().flatten() {
+        let text = |field: &str| start[field].as_str().unwrap_or("unknown").to_owned();
+        let line = format!(
+            "- scone {}, {} threads of {} ({}), {}",
+            text("version"),
+            start["threads"],
+            text("cpu"),
+            text("simd"),
+            text("os")
+        );
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    lines.join("\n")
 }
