@@ -270,6 +270,11 @@ mod tests {
             let close = |ours: f64, twin: f64| (ours - twin).abs() <= 1e-9 * twin;
             assert!(close(costs.fgram_training_flops, fgram), "{kind}: {costs:?}, not {fgram}");
             assert!(close(costs.training_flops, main + fgram), "{kind}: {costs:?}, not {main} + {fgram}");
+            let mut frozen = config.clone();
+            frozen.train.freeze = Some(Freeze::Main);
+            let frozen =
+                Costs::of_run(&frozen, VOCABULARY, 4, 360, 0, config.fgram.is_some().then_some(work));
+            assert!(close(frozen.training_flops, main * 2.0 / 3.0 + fgram), "{kind}: {frozen:?}");
             // All of a window less all but its last token: the last token.
             let last = twin(&parameters, "main", (3, 16), &[12]) - twin(&parameters, "main", (3, 16), &[11]);
             assert!(close(costs.inference_flops, last), "{kind}: {costs:?}, not {last}");
