@@ -237,6 +237,30 @@ fn a_fixed_weight_refuses_what_it_cannot_do() {
 }
 
 #[test]
+fn cross_entropy_does_not_depend_on_how_many_threads_share_the_tokens() {
+    let mut rng = rng();
+    let (h, head) = (random(&mut rng, (1000, 8)), random(&mut rng, (50, 8)));
+    let targets: Arc<Vec<u32>> = Arc::new((0..1000).map(|i| i * 7 % 50).collect());
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let (h, head) = (Var::from_tensor(&h).unwrap(), Var::from_tensor(&head).unwrap());
+            let loss = cross_entropy(&h, &head, &targets).unwrap();
+            let gradients = loss.backward().unwrap();
+            let [dh, dhead] = [&h, &head].map(|x| gradients.get(x).unwrap().clone());
+            (loss, dh, dhead)
+        })
+    };
+    let one = on(1);
+    for threads in [2, 3, 7] {
+        let (loss, dh, dhead) = on(threads);
+        assert!(max_difference(&loss, &one.0) < 1e-6);
+        assert!(max_difference(&dh, &one.1) < 1e-8 && max_difference(&dhead, &one.2) < 1e-6);
+    }
+    assert!(max_difference(&one.1, &one.1.zeros_like().unwrap()) > 1e-5, "no gradient to compare");
+}
+
+#[test]
 fn cross_entropy_equals_the_composed_one() {
     let mut rng = rng();
     let targets = Arc::new((0..200u32).map(|i| i * 7 % 50).collect::<Vec<_>>());

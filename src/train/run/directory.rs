@@ -80,6 +80,15 @@ impl RunDirectory {
         self.keeper.begin(Snapshot::take(&trainer.parameters, optimizer, &trainer.state)?, purpose)
     }
 
+    /// Writes a checkpoint and waits until it is there.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub(super) fn save_now(&mut self, trainer: &Trainer) -> Result<(), TrainError> {
+        self.save(trainer, Purpose { best: false, checkpoint: true })?;
+        self.wait()
+    }
+
     /// Waits until everything is written.
     ///
     /// # Errors

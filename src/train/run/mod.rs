@@ -122,11 +122,10 @@ impl Run {
         }
         trainer.follow(&identity(&trainer.state.config, corpora))?;
         // From the first moment on there is something to resume, and initial weights to compare with.
-        if let Some(directory) = directory.as_mut().filter(|_| first) {
-            directory.save(trainer, Purpose { best: false, checkpoint: true })?;
-            directory.wait()?;
+        match directory.as_mut().filter(|_| first) {
+            Some(directory) => directory.save_now(trainer),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether this process is the one that reads and writes the run's files: the only one, or rank 0.
@@ -182,8 +181,8 @@ impl Run {
         if step == end && end < steps {
             return Ok(Outcome::Stopped);
         }
-        // What a trained model is before the first update is the first to beat.
         if step == 0 && trainer.config.model.init_from.is_some() {
+            // What a trained model is before the first update is the first to beat.
             let progress = Progress::start(trainer.validate(&held_out)?.0);
             if let (Some(journal), Some(directory)) = (&mut journal, directory.as_mut()) {
                 journal.write(&progress, &trainer.validation_model)?;
@@ -192,26 +191,15 @@ impl Run {
             observe(&progress);
         }
         while trainer.state.step < steps {
-            let mut progress = match trainer.update(&batches) {
+            let (progress, best) = match trainer.advance(corpora, &batches, &held_out) {
                 // The weights are those of the last whole update: nothing of it needs to be lost with the process.
                 Err(error @ TrainError::Group(_)) => {
-                    if let Some(directory) = directory {
-                        directory.save(trainer, Purpose { best: false, checkpoint: true })?;
-                        directory.wait()?;
-                    }
+                    directory.as_mut().map_or(Ok(()), |directory| directory.save_now(trainer))?;
                     return Err(error);
                 }
-                updated => updated?,
+                advanced => advanced?,
             };
             let (step, last) = (trainer.state.step, trainer.state.step == steps);
-            let mut best = false;
-            if step.is_multiple_of(trainer.config.validation.every) || last {
-                let (loss, losses, lowest) = trainer.validate(&held_out)?;
-                let windows = step * (trainer.config.train.batch * trainer.config.train.accumulate) as u64;
-                progress.validation_loss = Some(loss);
-                progress.corpora = corpora.progress(&batches.epochs(windows), &losses);
-                best = lowest;
-            }
             if let Some(journal) = &mut journal {
                 journal.write(&progress, &trainer.validation_model)?;
             }

@@ -7,7 +7,7 @@ use candle_core::backprop::GradStore;
 use super::{Progress, State};
 use crate::train::parallel::{Group, Pairwise, sum_gradients};
 use crate::train::{
-    AdamW, Batch, Batches, HeldOut, JointModel, Parameters, RunConfig, TrainError, learning_rate,
+    AdamW, Batch, Batches, Corpora, HeldOut, JointModel, Parameters, RunConfig, TrainError, learning_rate,
 };
 
 /// What changes from step to step, apart from the data that it reads.
@@ -23,8 +23,28 @@ pub(super) struct Trainer {
 }
 
 impl Trainer {
+    /// One update, and the validation that is due after it: the line of metrics, and whether the weights are now the best
+    /// so far.
+    pub(super) fn advance(
+        &mut self,
+        corpora: &Corpora,
+        batches: &Batches<'_>,
+        held_out: &[HeldOut],
+    ) -> Result<(Progress, bool), TrainError> {
+        let mut progress = self.update(batches)?;
+        let (step, train) = (self.state.step, &self.config.train);
+        if !step.is_multiple_of(self.config.validation.every) && step < train.steps {
+            return Ok((progress, false));
+        }
+        let windows = step * (train.batch * train.accumulate) as u64;
+        let (loss, losses, best) = self.validate(held_out)?;
+        progress.validation_loss = Some(loss);
+        progress.corpora = corpora.progress(&batches.epochs(windows), &losses);
+        Ok((progress, best))
+    }
+
     /// One update of the weights. Each process of the group computes its share of the batches.
-    pub(super) fn update(&mut self, batches: &Batches<'_>) -> Result<Progress, TrainError> {
+    fn update(&mut self, batches: &Batches<'_>) -> Result<Progress, TrainError> {
         let (train, step) = (&self.config.train, self.state.step + 1);
         let start = Instant::now();
         let (mut losses, mut sums) = (vec![0.0; train.accumulate], Pairwise::default());
