@@ -52,8 +52,8 @@ const COMMANDS: [(&str, &str, &str, &str); 21] = [
         "RUN_DIR --text --table --row-dtype --discard-table --dataset --fgrams --json",
         "measure missing",
     ),
-    (TRAIN, "compare", "RUN_DIR --output --by --of --series --show --json", "compare missing"),
     (TRAIN, "card", "RUN_DIR --against --title --license --output", "card missing"),
+    (TRAIN, "compare", "RUN_DIR --output --by --of --series --show --json", "compare missing"),
     (TRAIN, "synthesize", "--config --output --row-dtype", "synthesize --config missing --output out"),
 ];
 const PREPARE: &str = "prepare missing --output out --vocab-size 300";

@@ -176,8 +176,8 @@ fn what_a_run_stands_on_is_written_down_at_every_start() {
     let environment = json(&run.join("environment.json"));
     let dataset = Dataset::open(data.path("dataset")).unwrap();
     let set = parquet::read(data.path("fgrams.parquet")).unwrap();
-    assert_eq!(environment["dataset"]["tokenizer_sha256"], dataset.tokenizer().sha256());
-    assert_eq!(environment["dataset"]["train_tokens"], dataset.train().tokens);
+    assert_eq!(environment["corpora"][0]["tokenizer_sha256"], dataset.tokenizer().sha256());
+    assert_eq!(environment["corpora"][0]["train_tokens"], dataset.train().tokens);
     assert_eq!(environment["fgrams"]["sha256"], set.sha256());
     let dead = set.len() - matched(&dataset, &set).len();
     assert!(dead > 0 && dead < set.len(), "the text shows nothing");

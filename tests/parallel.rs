@@ -119,14 +119,13 @@ impl Data {
     }
 
     /// Everything that a run computes.
-    fn results(&self, run: &str) -> Vec<(&'static str, Vec<u8>)> {
-        let files = [
-            "last.safetensors",
-            "best.safetensors",
-            "model/model.safetensors",
-            "model/fgram_model/model.safetensors",
-        ];
-        files.into_iter().map(|file| (file, self.read(run, file))).collect()
+    fn results(&self, run: &str) -> Vec<(String, Vec<u8>)> {
+        let names = std::fs::read_dir(self.path(run)).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let newest = names.filter(|name| name.starts_with("step-")).max().unwrap();
+        let files =
+            ["best.safetensors", "model/model.safetensors", "model/fgram_model/model.safetensors", &newest];
+        files.into_iter().map(|file| (file.to_owned(), self.read(run, file))).collect()
     }
 
     /// Steps and losses of the log.

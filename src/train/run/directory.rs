@@ -24,19 +24,25 @@ pub(super) struct Purpose {
 }
 
 impl RunDirectory {
-    /// Takes the directory for this process.
+    /// Whether a run begins in this directory, instead of going on.
     ///
     /// # Errors
-    /// Where another process trains there, or it holds a run already and is not to `resume` it.
-    pub(super) fn open(path: &Path, config: &RunConfig, resume: bool) -> Result<Self, TrainError> {
-        if !resume && path.join("config.toml").exists() {
+    /// Where it holds a run already and is not to `resume` it.
+    pub(super) fn begins(path: &Path, resume: bool) -> Result<bool, TrainError> {
+        let holds = Keeper::holds_any(path)?;
+        if !resume && (holds || path.join("config.toml").exists()) {
             return Err(TrainError::Exists(path.to_owned()));
         }
+        Ok(!holds)
+    }
+
+    /// Takes the directory for this process, making it where it is not there.
+    ///
+    /// # Errors
+    /// Where another process trains there.
+    pub(super) fn open(path: &Path, config: &RunConfig) -> Result<Self, TrainError> {
         let claim = Claim::take(path)?;
         let keeper = Keeper::new(path, config.checkpoint.keep);
-        if !resume && !keeper.is_empty()? {
-            return Err(TrainError::Exists(path.to_owned()));
-        }
         Ok(Self { path: path.to_owned(), keeper, _claim: claim })
     }
 

@@ -30,8 +30,9 @@ impl<'a> Journal<'a> {
         corpora: &'a Corpora,
         dead: Option<&DeadFgrams>,
     ) -> Result<Self, TrainError> {
-        let (metrics, seen) = Log::open(&directory.join("metrics.jsonl"), step)?;
-        let (signs, said) = Log::open(&directory.join("signs.jsonl"), step)?;
+        // What is measured before the first update is measured again.
+        let (metrics, seen) = Log::open(&directory.join("metrics.jsonl"), |line| line <= step && step > 0)?;
+        let (signs, said) = Log::open(&directory.join("signs.jsonl"), |line| line <= step)?;
         let mut watch = Watch::new(&config.train);
         // The signs of these are in the file already: a resumed run neither forgets nor repeats.
         for progress in seen.lines().filter_map(|line| serde_json::from_str(line).ok()) {

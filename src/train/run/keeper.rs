@@ -27,12 +27,12 @@ impl Keeper {
         self.directory.join("best.safetensors")
     }
 
-    /// Whether there is no checkpoint yet.
+    /// Whether a directory holds a checkpoint; none does where there is no directory.
     ///
     /// # Errors
-    /// Where the directory cannot be read.
-    pub(super) fn is_empty(&self) -> Result<bool, TrainError> {
-        Ok(checkpoints(&self.directory)?.is_empty())
+    /// Where it cannot be read.
+    pub(super) fn holds_any(directory: &Path) -> Result<bool, TrainError> {
+        Ok(directory.exists() && !checkpoints(directory)?.is_empty())
     }
 
     /// The newest checkpoint that is whole, and its file; `None` where there is none at all. Newer ones that are damaged

@@ -20,13 +20,13 @@ struct Line {
 }
 
 impl Log {
-    /// Opens the log and drops what a killed run wrote after `step`, the step of the checkpoint it continues from. Returns
-    /// the lines that stay, too.
-    pub(super) fn open(path: &Path, step: u64) -> Result<(Self, String), TrainError> {
+    /// Opens the log and drops what a killed run wrote after the checkpoint that it continues from: the lines of steps that
+    /// do not stay. Returns those that do, too.
+    pub(super) fn open(path: &Path, stays: impl Fn(u64) -> bool) -> Result<(Self, String), TrainError> {
         let mut kept = String::new();
         if path.exists() {
             let text = std::fs::read(path).map_err(TrainError::io(path))?;
-            let stays = |line: &&str| serde_json::from_str::<Line>(line).is_ok_and(|line| line.step <= step);
+            let stays = |line: &&str| serde_json::from_str::<Line>(line).is_ok_and(|line| stays(line.step));
             for line in String::from_utf8_lossy(&text).lines().filter(stays) {
                 kept.push_str(line);
                 kept.push('\n');

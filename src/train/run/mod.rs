@@ -76,13 +76,18 @@ impl Run {
             return Err(GroupError::Uneven { accumulate, world_size }.into());
         }
         let leads = group.rank() == 0;
-        let directory = leads.then(|| RunDirectory::open(directory, config, resume)).transpose()?;
+        let begins = leads && RunDirectory::begins(directory, resume)?;
         let corpora = Corpora::open(config)?;
         let vocab_size = corpora.first().tokenizer().vocab_size();
         let max_n = corpora.set().map_or(2, |set| set.policy().max_n);
         let mut parameters = Parameters::new(config.seed, config.model.init_std);
         let model = JointModel::create(config, vocab_size, max_n, &mut parameters)?;
         let validation_model = JointModel::for_validation(config, vocab_size, max_n, &parameters)?;
+        if begins {
+            start::load(config, corpora.first(), &parameters)?;
+        }
+        // What cannot be trained leaves no directory behind.
+        let directory = leads.then(|| RunDirectory::open(directory, config)).transpose()?;
         let optimizer = AdamW::new(&config.train);
         let state = State { step: 0, best: None, config: config.to_toml() };
         let config = config.clone();
@@ -109,10 +114,7 @@ impl Run {
             let Trainer { config, parameters, optimizer, .. } = trainer;
             match directory.restore(config, parameters, optimizer)? {
                 Some(state) => trainer.state = state,
-                None => {
-                    start::load(config, corpora.first(), parameters)?;
-                    first = true;
-                }
+                None => first = true,
             }
             trainer.checkpoint_step = trainer.state.step;
             *dead = DeadFgrams::find(corpora)?;

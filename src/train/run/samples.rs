@@ -46,7 +46,13 @@ impl<'a> Samples<'a> {
             Ok((prompt.clone(), if tokens.is_empty() { vec![dataset.eos()] } else { tokens }))
         };
         let prompts = config.samples.prompts.iter().map(encode).collect::<Result<_, TrainError>>()?;
-        Ok(Self { log: Log::open(path, step)?.0, dataset, set, prompts, config: config.clone() })
+        Ok(Self {
+            log: Log::open(path, |line| line <= step)?.0,
+            dataset,
+            set,
+            prompts,
+            config: config.clone(),
+        })
     }
 
     /// Continues every prompt and writes a line for each, if this validation is one of those that do.
