@@ -1,4 +1,4 @@
-"""The runs of the grid: writes a TOML file for each into a directory and prints their names, the most telling first.
+"""The runs of the grid: writes a TOML file for each into a directory, and a list of their names, the most telling first.
 
     python3 examples/curves/runs.py DATA DIRECTORY [--steps 2000]
 
@@ -88,11 +88,13 @@ def main():
     parser.add_argument("--steps", type=int, default=2000, help="updates of 4,096 tokens")
     arguments = parser.parse_args()
     arguments.directory.mkdir(parents=True, exist_ok=True)
+    names = []
     for name, *run in runs():
         seed, shape, fgrams, size = run
         text = toml(arguments.data.resolve(), arguments.steps, seed, shape, fgrams, size)
         (arguments.directory / f"{name}.toml").write_text(text)
-        print(name)
+        names.append(name)
+    (arguments.directory / "names").write_text("\n".join(names) + "\n")
 
 
 if __name__ == "__main__":
