@@ -62,7 +62,8 @@ fn model(d: usize, ffn: usize, layers: usize, kv: usize, head: usize) -> (FgramM
         rope_scaling: None,
     };
     let mut matrices = 0;
-    let model = FgramModel::new(&FgramConfig { decoder, residual_output: true }, &mut |_, shape| {
+    let config = FgramConfig { decoder, residual_output: true, own_embedding: false, output_size: None };
+    let model = FgramModel::new(&config, &mut |_, shape| {
         matrices += if shape.len() == 2 { shape[0] * shape[1] } else { 0 };
         Ok(Tensor::randn(0f32, 0.02, shape, &Device::Cpu)?)
     });
