@@ -14,7 +14,7 @@ use crate::train::{Freeze, Outcome, Progress, Run, RunConfig};
 /// Train a model: the main model and, with an `[fgram]` section, the f-gram model, jointly
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "RUN_DIR receives config.toml, environment.json (dataset, machine, every start), metrics.jsonl (a line an update), \
+    after_help = "RUN_DIR receives config.toml, environment.json (corpora, machine, every start), metrics.jsonl (a line an update), \
 curves.svg (the same, drawn anew at every validation), signs.jsonl (signs of trouble), samples.jsonl (continuations of the \
 [samples] prompts), step-*.safetensors (the newest checkpoints), best.safetensors (the weights of the lowest validation \
 loss) and, at the end, model/: a directory that \

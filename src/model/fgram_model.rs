@@ -68,8 +68,9 @@ impl Grams {
     }
 }
 
-/// `A_f`: a transformer of the main model's width that reads the token embeddings of ONE f-gram, at positions 0..n-1
-/// and attending inside it only, and whose last hidden state becomes the f-gram's embedding (SCONE, section 3).
+/// `A_f`: a transformer that reads the token embeddings of ONE f-gram, at positions 0..n-1 and attending inside it only,
+/// and whose last hidden state becomes the f-gram's embedding (SCONE, section 3). It has the main model's embeddings and
+/// width, or its own of both.
 ///
 /// The paper leaves norm and scale of the output open. The residual form, `x_n + gain * norm(h_n)` with a gain that
 /// starts at 0, makes a run begin as its baseline.
@@ -83,7 +84,8 @@ pub struct FgramModel {
 }
 
 impl FgramModel {
-    /// Builds it from parameters named as a decoder's, and `output_gain` in the residual form.
+    /// Builds it from parameters named as a decoder's, and `output_gain` in the residual form or, where
+    /// its width is its own, `output_proj.weight`.
     ///
     /// # Errors
     /// Those of `get`.

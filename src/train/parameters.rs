@@ -31,8 +31,8 @@ impl Parameters {
         self.frozen.as_ref().is_some_and(|part| name.starts_with(part))
     }
 
-    /// Makes the parameter `part/name` at its initial value: norms 1, gains 0, matrices normal; the matrices that
-    /// write to the residual stream narrower by the root of their number (Radford et al., 2019, section 2.3).
+    /// Makes the parameter `part/name` at its initial value: norms 1, gains and the output projection 0, other matrices
+    /// normal; those that write to the residual stream narrower by the root of their number (Radford et al., 2019, section 2.3).
     ///
     /// The value depends on seed and name alone, so a SCONE model and its baseline start from the same main model.
     ///

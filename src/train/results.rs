@@ -18,7 +18,7 @@ pub struct Results {
     /// How the run went.
     #[serde(flatten)]
     pub history: History,
-    /// Tokens of the dataset's training split.
+    /// Tokens of the training splits of all corpora.
     pub corpus_tokens: u64,
     /// F-grams of the set; 0 for a baseline.
     pub fgrams: u64,

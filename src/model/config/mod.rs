@@ -164,8 +164,7 @@ impl Config {
     }
 }
 
-/// The shape of an f-gram model: a decoder of the main model's width without embedding or head, and the form of its
-/// output.
+/// The shape of an f-gram model: a decoder without head, whose embeddings it reads, and the form of its output.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FgramConfig {
     /// The decoder.

@@ -217,7 +217,7 @@ impl Default for CheckpointConfig {
 pub struct FgramSection {
     /// A set that `scone-train mine` wrote and `scone-train tag` tagged the dataset with; relative to the TOML file.
     pub set: PathBuf,
-    /// Blocks of the f-gram model; its width is the main model's.
+    /// Blocks of the f-gram model.
     #[serde(default = "two")]
     pub layers: usize,
     /// Query, key and value heads; the main model's if left out.

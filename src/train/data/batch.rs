@@ -50,8 +50,8 @@ impl Batch {
         })
     }
 
-    /// Replaces a `share` of the matches by a shorter one, or none, at random: every prefix of a match's length is again
-    /// an f-gram, for the set is closed.
+    /// Replaces a `share` of the matches by a shorter one, or none, at random: every suffix of an f-gram is again one,
+    /// for the set is closed.
     pub fn fall_back(&mut self, share: f64, seed: u64) {
         let limit = (share * (1u64 << 32) as f64) as u64;
         for (i, n) in self.matches.iter_mut().enumerate().filter(|(_, n)| **n >= 2) {
