@@ -1,6 +1,6 @@
 """The runs of the grid: writes a TOML file for each into a directory, and a list of their names, the most telling first.
 
-    python3 examples/curves/runs.py DATA DIRECTORY [--steps 2000]
+    python3 examples/curves/runs.py DATA DIRECTORY [--steps 1500]
 
 DATA holds what prepare.sh made: a tagged copy of the dataset and a set for each K and size (k5-100k, k5-1m, ...).
 """
@@ -15,8 +15,9 @@ SHAPES = {  # hidden, intermediate, layers, heads, kv_heads
     "2": (88, 284, 4, 4, 2),
     "3": (112, 328, 4, 4, 2),
 }
-# The f-gram model: width, width inside the feed-forward layers, blocks.
-FGRAM = {"S": (64, 192, 1), "M": (128, 384, 1), "L": (256, 768, 1)}
+# The f-gram model: width, width inside the feed-forward layers, blocks. None as wide as the main model, so that all end in
+# the same kind of projection.
+FGRAM = {"S": (72, 216, 1), "M": (128, 384, 1), "L": (256, 768, 1)}
 SEEDS = (1, 2, 3)
 
 
@@ -38,7 +39,7 @@ context = 256
 [train]
 steps = {steps}
 batch = 16
-learning_rate = 8e-3
+learning_rate = 12e-3
 warmup_steps = {steps // 10}
 
 [validation]
@@ -54,6 +55,7 @@ every = {steps // 10}
 [fgram]
 set = "{data}/{fgrams}.parquet"
 layers = {blocks}
+learning_rate_scale = 0.2
 own_embedding = true
 hidden_size = {width}
 intermediate_size = {inner}
@@ -85,7 +87,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("directory", type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=2000, help="updates of 4,096 tokens")
+    parser.add_argument("--steps", type=int, default=1500, help="updates of 4,096 tokens")
     arguments = parser.parse_args()
     arguments.directory.mkdir(parents=True, exist_ok=True)
     names = []
