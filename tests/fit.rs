@@ -145,12 +145,15 @@ fn settings_that_cannot_be_are_refused_by_name() {
     assert!(refused(&good.replace("batch = 4", "batch = 0")).contains("batch"));
     let mut config = data.config(false);
     config.model.context = 1 << 20;
-    let error = Run::open(&config, &data.path("no"), false)
-        .unwrap()
-        .train(None, &AtomicBool::new(false), &mut |_| {})
-        .unwrap_err()
-        .to_string();
+    let error = Run::open(&config, &data.path("no"), false).err().unwrap().to_string();
     assert!(error.contains("not enough") && error.contains("context"), "{error}");
+    assert!(!data.path("no").exists());
+    let mut config = data.config(true);
+    for (fallback, scale, what) in [(30.0, 0.3, "fallback"), (0.3, -1.0, "learning_rate_scale")] {
+        let fgram = config.fgram.as_mut().unwrap();
+        (fgram.fallback, fgram.learning_rate_scale) = (fallback, scale);
+        assert!(refused(&config.to_toml()).contains(what));
+    }
 }
 
 #[test]

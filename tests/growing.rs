@@ -4,53 +4,35 @@
 #[path = "common/gguf.rs"]
 #[allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
 mod gguf;
+#[path = "common/small_corpus.rs"]
+mod small_corpus;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::quantized::GgmlDType;
 use candle_core::{DType, Device};
-use scone::corpus::{Dataset, Input, MineOptions, PrepareOptions, TokenizerSource, mine, prepare, tag};
+use scone::corpus::TokenizerSource;
 use scone::fgram::parquet;
 use scone::model::{ModelDirectory, SconeConfig, Shard, build_table};
 use scone::table::{Placement, RowFormat, RowType};
 use scone::train::{Outcome, Progress, Run, RunConfig};
-
-/// A small corpus, mined and tagged.
-struct Data {
-    directory: tempfile::TempDir,
-}
-
-const BPE: TokenizerSource = TokenizerSource::Train { vocab_size: 500, sample_bytes: 1 << 20 };
+use small_corpus::Data;
 
 /// The shape of models that are trained here; a run that starts from one of them leaves it out.
 const SHAPE: &str = "hidden_size = 32\nintermediate_size = 48\nlayers = 2\nheads = 4\nkv_heads = 2\n";
 const FGRAM: &str = "[fgram]\nset = \"fgrams.parquet\"\nlayers = 1\n";
 
-impl Data {
-    fn make(tokenizer: TokenizerSource) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name);
-        let text = include_str!("../examples/sotu/sotu-small.jsonl");
-        let text: String = text.lines().take(8).flat_map(|line| [line, "\n"]).collect();
-        std::fs::write(path("text.jsonl"), text).unwrap();
-        let options = PrepareOptions {
-            output: path("dataset"),
-            tokenizer,
-            eos: None,
-            validation: 0.2,
-            shard_tokens: 1 << 30,
-        };
-        prepare(&Input::new(&[path("text.jsonl")]).unwrap(), &options, &mut |_| {}).unwrap();
-        let dataset = Dataset::open(path("dataset")).unwrap();
-        let mined = mine(&dataset, MineOptions { max_n: 4, size: 2000, min_count: 3 }, &|_, _| {}).unwrap();
-        parquet::write(&mined.set, path("fgrams.parquet")).unwrap();
-        tag(&dataset, &mined.set, &mut |_| {}).unwrap();
-        Self { directory }
+/// Runs on a small corpus.
+struct Runs(Data);
+
+impl Runs {
+    fn make() -> Self {
+        Self(Data::make())
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.0.path(name)
     }
 
     /// The run that a file with these lines in `[model]`, `[train]` and after them describes.
@@ -86,7 +68,7 @@ impl Data {
 }
 
 /// Trains the main model alone, and both.
-fn sources(data: &Data) -> [f64; 2] {
+fn sources(data: &Runs) -> [f64; 2] {
     [("plain", ""), ("scone", FGRAM)].map(|(name, fgram)| {
         let config = data.read(SHAPE, "learning_rate = 1e-2", fgram).unwrap();
         let (run, _) = data.fit(&config, name, None);
@@ -100,7 +82,7 @@ fn weights(directory: &Path) -> Vec<u8> {
 
 #[test]
 fn a_run_starts_where_its_model_ended() {
-    let data = Data::make(BPE);
+    let data = Runs::make();
     let [plain, scone] = sources(&data);
     assert!(plain != scone);
     let from = |name: &str| format!("init_from = \"{name}/model\"");
@@ -121,9 +103,10 @@ fn a_run_starts_where_its_model_ended() {
 
 #[test]
 fn a_run_from_a_model_is_resumed_bit_for_bit() {
-    let data = Data::make(BPE);
+    let data = Runs::make();
     sources(&data);
-    let config = data.read("init_from = \"plain/model\"", "freeze = \"main\"", FGRAM).unwrap();
+    let mut config = data.read("init_from = \"plain/model\"", "freeze = \"main\"", FGRAM).unwrap();
+    (config.samples.prompts, config.samples.tokens) = (vec!["The".into()], 4);
     let (_, whole) = data.fit(&config, "whole", None);
     let (_, first) = data.fit(&config, "parts", Some(3));
     let (_, last) = data.fit(&config, "parts", None);
@@ -134,14 +117,40 @@ fn a_run_from_a_model_is_resumed_bit_for_bit() {
         assert!(read("whole") == read("parts"), "{file} differs");
     }
     let log = std::fs::read_to_string(data.path("parts/metrics.jsonl")).unwrap();
+    // One that is gone before its first checkpoint begins again, with what it showed before its first update.
+    let gone = std::panic::catch_unwind(|| {
+        let mut run = Run::open(&config, &data.path("gone"), false).unwrap();
+        run.train(None, &AtomicBool::new(false), &mut |progress| assert!(progress.step < 2)).unwrap();
+    });
+    assert!(gone.is_err());
+    data.fit(&config, "gone", None);
+    let [samples, again] =
+        ["whole", "gone"].map(|run| std::fs::read(data.path(run).join("samples.jsonl")).unwrap());
+    assert!(!samples.is_empty() && samples == again);
     let steps: Vec<u64> =
         log.lines().map(|line| serde_json::from_str::<Progress>(line).unwrap().step).collect();
     assert_eq!(steps, (0..=8).collect::<Vec<_>>());
 }
 
 #[test]
+fn a_model_that_is_broken_is_not_the_best() {
+    let data = Runs::make();
+    sources(&data);
+    let file = data.path("plain/model/model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let end = bytes.len() - 4;
+    bytes[end..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&file, bytes).unwrap();
+    let config = data.read("init_from = \"plain/model\"", "", "").unwrap();
+    let mut run = Run::open(&config, &data.path("broken"), false).unwrap();
+    let error = run.train(None, &AtomicBool::new(false), &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("step 0: the validation loss"), "{error}");
+    assert!(run.best().is_none() && !data.path("broken/model").exists());
+}
+
+#[test]
 fn a_frozen_main_model_comes_out_as_it_was_and_its_tables_stay_apart() {
-    let data = Data::make(BPE);
+    let data = Runs::make();
     let mut config = data.read(SHAPE, "learning_rate = 1e-2", FGRAM).unwrap();
     config.checkpoint.dtype = "f16".into();
     let (_, _) = data.fit(&config, "source", None);
@@ -198,7 +207,7 @@ fn a_gguf_file_is_started_from_as_its_directory() {
     let made = gguf::make(gguf::config("llama", 32));
     let texts = tempfile::tempdir().unwrap();
     std::fs::write(texts.path().join("tokenizer.json"), &made.tokenizer).unwrap();
-    let data = Data::make(TokenizerSource::File(texts.path().join("tokenizer.json")));
+    let data = Runs(Data::with_tokenizer(TokenizerSource::File(texts.path().join("tokenizer.json"))));
     made.write_directory(&data.path("directory"), DType::F32);
     made.write_gguf(&data.path("exact.gguf"), GgmlDType::F32);
     made.write_gguf(&data.path("rounded.gguf"), GgmlDType::Q8_0);
@@ -229,7 +238,7 @@ fn a_gguf_file_is_started_from_as_its_directory() {
 
 #[test]
 fn what_cannot_be_started_from_is_refused_by_name() {
-    let data = Data::make(BPE);
+    let data = Runs::make();
     sources(&data);
     let refused = |model: &str, train: &str, rest: &str, what: &str| {
         let error = match data.read(model, train, rest) {

@@ -1,45 +1,31 @@
 //! `scone-train measure`: its figures are those of `scone eval`, of the run itself, and of the batches it saw.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/small_corpus.rs"]
+mod small_corpus;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::AtomicBool;
 
-use scone::corpus::{Dataset, Input, MineOptions, PrepareOptions, TokenizerSource, mine, prepare, tag};
-use scone::fgram::parquet;
-use scone::train::{CardSection, Corpora, ModelSection, Results, Run, RunConfig, unique_grams};
+use scone::train::{CardSection, Corpora, Results, Run, RunConfig, unique_grams};
 use serde_json::Value;
+use small_corpus::Data;
 
 const SCONE: &str = env!("CARGO_BIN_EXE_scone");
 const TRAIN: &str = env!("CARGO_BIN_EXE_scone-train");
 
 /// A mined corpus, a finished run with f-grams (`scone`) and a baseline stopped half way (`baseline`).
 struct Runs {
-    directory: tempfile::TempDir,
+    data: Data,
 }
 
 impl Runs {
     fn make() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = |name: &str| directory.path().join(name);
-        let text = include_str!("../examples/sotu/sotu-small.jsonl");
-        let text: String = text.lines().take(8).flat_map(|line| [line, "\n"]).collect();
-        std::fs::write(path("text.jsonl"), text).unwrap();
+        let data = Data::make();
         let held_out = include_str!("../examples/sotu/held-out.txt");
-        std::fs::write(path("held-out.txt"), held_out.chars().take(5_000).collect::<String>()).unwrap();
-        let options = PrepareOptions {
-            output: path("dataset"),
-            tokenizer: TokenizerSource::Train { vocab_size: 500, sample_bytes: 1 << 20 },
-            eos: None,
-            validation: 0.2,
-            shard_tokens: 1 << 30,
-        };
-        prepare(&Input::new(&[path("text.jsonl")]).unwrap(), &options, &mut |_| {}).unwrap();
-        let dataset = Dataset::open(path("dataset")).unwrap();
-        let mined = mine(&dataset, MineOptions { max_n: 4, size: 2000, min_count: 3 }, &|_, _| {}).unwrap();
-        parquet::write(&mined.set, path("fgrams.parquet")).unwrap();
-        tag(&dataset, &mined.set, &mut |_| {}).unwrap();
-        let runs = Self { directory };
+        std::fs::write(data.path("held-out.txt"), held_out.chars().take(5_000).collect::<String>()).unwrap();
+        let runs = Self { data };
         for (name, most) in [("scone", None), ("baseline", Some(6))] {
             let mut run = Run::open(&runs.config(name), &runs.path(name), false).unwrap();
             run.train(most, &AtomicBool::new(false), &mut |_| {}).unwrap();
@@ -48,43 +34,23 @@ impl Runs {
     }
 
     fn config(&self, name: &str) -> RunConfig {
-        let mut config = RunConfig::example();
-        config.data.dataset = self.path("dataset");
-        config.model = ModelSection {
-            hidden_size: 32,
-            intermediate_size: 48,
-            layers: 2,
-            heads: 4,
-            kv_heads: 2,
-            context: 32,
-            ..ModelSection::default()
-        };
-        config.train.steps = 12;
-        config.train.batch = 4;
-        config.train.accumulate = 2;
+        let mut config = self.data.config(name == "scone");
         config.train.learning_rate = 0.01;
-        config.train.warmup_steps = 3;
-        config.validation.every = 4;
         config.validation.tokens = 600;
-        config.checkpoint.dtype = "f32".into();
-        match &mut config.fgram {
-            Some(fgram) if name == "scone" => {
-                fgram.set = self.path("fgrams.parquet");
-                (fgram.own_embedding, fgram.hidden_size) = (true, Some(48));
-                fgram.fallback = 0.2;
-            }
-            _ => config.fgram = None,
+        if let Some(fgram) = &mut config.fgram {
+            (fgram.own_embedding, fgram.hidden_size) = (true, Some(48));
+            fgram.fallback = 0.2;
         }
         config
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.data.path(name)
     }
 
     fn command(&self, program: &str, arguments: &str) -> Output {
         let mut command = Command::new(program);
-        command.current_dir(self.directory.path()).args(arguments.split_whitespace());
+        command.current_dir(self.path("")).args(arguments.split_whitespace());
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SCONE_")) {
             command.env_remove(name);
         }

@@ -2,12 +2,18 @@
 //! held up and continued.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "common/small_corpus.rs"]
+mod small_corpus;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use scone::train::{ModelSection, Progress, RunConfig};
+use scone::train::parallel::{Alone, Group, GroupError};
+use scone::train::{Progress, Run, RunConfig, TrainError};
+use small_corpus::Data;
 
 const TRAIN: &str = env!("CARGO_BIN_EXE_scone-train");
 
@@ -31,45 +37,21 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A small corpus, mined and tagged, and runs on it.
-struct Data {
-    directory: tempfile::TempDir,
-}
+/// Runs on a small corpus.
+struct Runs(Data);
 
-impl Data {
+impl Runs {
     fn make() -> Self {
-        let data = Self { directory: tempfile::tempdir().unwrap() };
-        let corpus = include_str!("../examples/sotu/sotu-small.jsonl");
-        let corpus: String = corpus.lines().take(8).flat_map(|line| [line, "\n"]).collect();
-        std::fs::write(data.path("text.jsonl"), corpus).unwrap();
-        for arguments in [
-            "prepare text.jsonl --output dataset --vocab-size 500 --validation 0.2",
-            "mine dataset --output fgrams.parquet --max-n 4 --size 2000 --min-count 3",
-            "tag dataset --fgrams fgrams.parquet",
-        ] {
-            let arguments = arguments.split_whitespace();
-            let output = program().args(arguments).current_dir(data.directory.path()).output().unwrap();
-            assert!(output.status.success(), "{}", text(&output.stderr));
-        }
-        data
+        Self(Data::make())
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.0.path(name)
     }
 
     /// A configuration whose updates are of `accumulate` batches.
     fn config(&self, name: &str, steps: u64, accumulate: usize) -> PathBuf {
-        let mut config = RunConfig::example();
-        config.model = ModelSection {
-            hidden_size: 32,
-            intermediate_size: 48,
-            layers: 2,
-            heads: 4,
-            kv_heads: 2,
-            context: 32,
-            ..ModelSection::default()
-        };
+        let mut config = self.0.config(true);
         (config.train.steps, config.train.warmup_steps) = (steps, 3);
         (config.train.batch, config.train.accumulate) = (2, accumulate);
         (config.validation.every, config.validation.tokens) = (4, 400);
@@ -166,7 +148,7 @@ fn succeed(children: Vec<Child>) {
 
 #[test]
 fn the_number_of_processes_changes_no_bit() {
-    let data = Data::make();
+    let data = Runs::make();
     let config = data.config("run.toml", 9, 4);
     let alone = data.fit(&config, "alone").output().unwrap();
     assert!(alone.status.success(), "{}", text(&alone.stderr));
@@ -189,7 +171,7 @@ fn the_number_of_processes_changes_no_bit() {
 
 #[test]
 fn a_process_that_is_killed_ends_the_others_and_nothing_is_lost() {
-    let data = Data::make();
+    let data = Runs::make();
     let config = data.config("run.toml", 80, 2);
     succeed(data.group(&config, "whole", 2, &[]));
     let mut children = data.group(&config, "killed", 2, &[]);
@@ -214,9 +196,79 @@ fn a_process_that_is_killed_ends_the_others_and_nothing_is_lost() {
     assert!(data.results("headless") == data.results("whole"));
 }
 
+/// A group of one process, that is told after so many exchanges that another is lost.
+struct Lost {
+    exchanges: usize,
+}
+
+impl Group for Lost {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn world_size(&self) -> usize {
+        1
+    }
+
+    fn sum(&mut self, _: &mut [f32]) -> Result<(), GroupError> {
+        self.exchange()
+    }
+
+    fn sum_f64(&mut self, _: &mut [f64]) -> Result<(), GroupError> {
+        self.exchange()
+    }
+
+    fn broadcast(&mut self, _: &mut [u8]) -> Result<(), GroupError> {
+        self.exchange()
+    }
+}
+
+impl Lost {
+    fn exchange(&mut self) -> Result<(), GroupError> {
+        self.exchanges =
+            self.exchanges.checked_sub(1).ok_or(GroupError::Lost { rank: 1, why: "gone".into() })?;
+        Ok(())
+    }
+}
+
+#[test]
+fn whenever_a_process_is_lost_no_update_is() {
+    let data = Runs::make();
+    let mut config = data.0.config(true);
+    (config.train.steps, config.validation.every, config.checkpoint.every) = (6, 3, 4);
+    let go_on = |name: &str, group: Box<dyn Group>| {
+        let mut run = Run::open_in(&config, &data.path(name), true, group)?;
+        run.train(None, &AtomicBool::new(false), &mut |_| {})
+    };
+    go_on("whole", Box::new(Alone)).unwrap();
+    let (losses, results) = (data.losses("whole"), data.results("whole"));
+    let mut updates = std::collections::BTreeSet::new();
+    for exchanges in 0.. {
+        let name = format!("lost-{exchanges}");
+        match go_on(&name, Box::new(Lost { exchanges })) {
+            Ok(_) => break,
+            Err(TrainError::Group(GroupError::Lost { .. })) => {}
+            Err(error) => panic!("after {exchanges} exchanges: {error}"),
+        }
+        if data.path(&name).exists() {
+            let done = Run::open(&config, &data.path(&name), true).unwrap().step();
+            let log = std::fs::read_to_string(data.path(&name).join("metrics.jsonl")).unwrap_or_default();
+            assert_eq!(log.lines().count() as u64, done, "after {exchanges} exchanges");
+            updates.insert(done);
+        } else {
+            assert!(updates.is_empty(), "only a run that cannot begin leaves nothing");
+        }
+        go_on(&name, Box::new(Alone)).unwrap();
+        assert_eq!(data.losses(&name), losses, "after {exchanges} exchanges");
+        assert!(data.results(&name) == results, "after {exchanges} exchanges");
+        std::fs::remove_dir_all(data.path(&name)).unwrap();
+    }
+    assert_eq!(updates, (0..=6).collect());
+}
+
 #[test]
 fn a_process_that_hangs_is_given_up_and_one_that_is_stopped_stops_all() {
-    let data = Data::make();
+    let data = Runs::make();
     let config = data.config("run.toml", 100_000, 2);
     let signal = |child: &Child, signal: &str| {
         assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
@@ -241,7 +293,7 @@ fn a_process_that_hangs_is_given_up_and_one_that_is_stopped_stops_all() {
 
 #[test]
 fn a_group_that_does_not_fit_together_is_refused() {
-    let data = Data::make();
+    let data = Runs::make();
     let (config, other) = (data.config("run.toml", 9, 4), data.config("other.toml", 9, 2));
     for output in finish(data.group(&config, "three", 3, &[])) {
         let message = text(&output.stderr);
@@ -256,6 +308,10 @@ fn a_group_that_does_not_fit_together_is_refused() {
         messages.iter().any(|message| message.contains("rank 1 and rank 0 differ in configuration")),
         "{messages:?}"
     );
+    assert!(
+        !data.path("mixed").exists(),
+        "what cannot be trained leaves nothing that is in the way of the next start"
+    );
     let lost = data.fit(&config, "lost").args(place("1")).args(["--peer-timeout", "300ms"]).output().unwrap();
     assert!(text(&lost.stderr).contains("no answer from rank 0"), "{}", text(&lost.stderr));
     let nccl = data.fit(&config, "nccl").args(["--collectives", "nccl", "--device", "0"]).output().unwrap();
@@ -265,7 +321,7 @@ fn a_group_that_does_not_fit_together_is_refused() {
 /// The batch script of `deploy/`, with stand-ins for Slurm's two programs that start its tasks on this machine.
 #[test]
 fn the_batch_script_starts_all_processes_and_takes_a_run_up() {
-    let data = Data::make();
+    let data = Runs::make();
     let config = data.config("run.toml", 6, 2);
     let write = |name: &str, script: &str| {
         use std::os::unix::fs::PermissionsExt;

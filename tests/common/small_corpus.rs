@@ -23,6 +23,10 @@ impl Data {
     }
 
     pub fn with_vocabulary(vocab_size: usize) -> Self {
+        Self::with_tokenizer(TokenizerSource::Train { vocab_size, sample_bytes: 1 << 20 })
+    }
+
+    pub fn with_tokenizer(tokenizer: TokenizerSource) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let text = include_str!("../../examples/sotu/sotu-small.jsonl");
@@ -30,7 +34,7 @@ impl Data {
         std::fs::write(path("text.jsonl"), text).unwrap();
         let options = PrepareOptions {
             output: path("dataset"),
-            tokenizer: TokenizerSource::Train { vocab_size, sample_bytes: 1 << 20 },
+            tokenizer,
             eos: None,
             validation: 0.2,
             shard_tokens: 1 << 30,

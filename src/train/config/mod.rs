@@ -377,6 +377,11 @@ impl RunConfig {
             "freeze = \"main\" trains an f-gram model beside a trained main model: it needs an [fgram] section and \
              init_from in [model], or --init-from",
         )?;
+        if let Some(fgram) = &self.fgram {
+            need((0.0..=1.0).contains(&fgram.fallback), "fallback is a share: 0 to 1")?;
+            let scale = fgram.learning_rate_scale;
+            need(scale >= 0.0 && scale.is_finite(), "learning_rate_scale must not be negative")?;
+        }
         need(["f16", "bf16", "f32"].contains(&self.checkpoint.dtype.as_str()), "dtype is f16, bf16 or f32")
     }
 

@@ -1,10 +1,8 @@
-use std::collections::BTreeMap;
-
 use super::windows::{Cut, Windows};
 use super::{Batch, Batches};
 use crate::corpus::{Dataset, Tags};
 use crate::fgram::{FgramSet, parquet};
-use crate::train::{CorpusProgress, RunConfig, TrainError};
+use crate::train::{RunConfig, TrainError};
 
 /// The corpora of a run, all of one tokenizer, and the f-gram set that they are tagged with.
 pub struct Corpora {
@@ -22,6 +20,8 @@ pub struct Corpus {
 
 /// What is held out of one corpus.
 pub struct HeldOut {
+    /// The corpus's name.
+    pub name: String,
     /// The corpus's share of the mixture.
     pub share: f64,
     /// Windows spread over its validation split, always the same.
@@ -108,26 +108,10 @@ impl Corpora {
         let tokens = config.validation.tokens / self.corpora.len();
         let held_out = self.corpora.iter().map(|corpus| {
             let windows = corpus.windows(config, true, config.seed)?;
-            Ok(HeldOut { share: corpus.share, batches: windows.spread(tokens, config.train.batch)? })
+            let batches = windows.spread(tokens, config.train.batch)?;
+            Ok(HeldOut { name: corpus.name.clone(), share: corpus.share, batches })
         });
         held_out.collect()
-    }
-
-    /// What a line of `metrics.jsonl` says of the corpora of a mixture; of a single one nothing more than it says anyway.
-    pub(in crate::train) fn progress(
-        &self,
-        epochs: &[f64],
-        losses: &[f64],
-    ) -> BTreeMap<String, CorpusProgress> {
-        if self.corpora.len() == 1 {
-            return BTreeMap::new();
-        }
-        let progress = self.corpora.iter().zip(epochs.iter().zip(losses));
-        progress
-            .map(|(corpus, (&epochs, &validation_loss))| {
-                (corpus.name.clone(), CorpusProgress { epochs, validation_loss })
-            })
-            .collect()
     }
 }
 

@@ -86,6 +86,11 @@ impl RunDirectory {
         self.keeper.begin(Snapshot::take(&trainer.parameters, optimizer, &trainer.state)?, purpose)
     }
 
+    /// Whether the run has ended: `model/` is there as a whole or not at all.
+    pub(super) fn has_model(&self) -> bool {
+        self.path.join("model").exists()
+    }
+
     /// Writes a checkpoint and waits until it is there.
     ///
     /// # Errors

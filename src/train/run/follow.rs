@@ -1,19 +1,32 @@
 use super::{State, Trainer};
-use crate::train::TrainError;
-use crate::train::parallel::{checksum, share_parameters};
+use crate::fgram::FgramSet;
+use crate::train::parallel::{Group, checksum, share_parameters};
+use crate::train::{Corpora, RunConfig, TrainError};
 
 const SAME_FILES: &str = "configuration, dataset or f-gram set: start all processes with the same files";
 const SAME_WEIGHTS: &str =
     "the weights that they have come to: CPUs of another kind round otherwise, so use machines of one kind";
 
+/// Fails in all processes of a group if they are not about to train the same, or one of them cannot.
+pub(super) fn agree_on_files(
+    group: &mut dyn Group,
+    config: &RunConfig,
+    corpora: &Corpora,
+) -> Result<(), TrainError> {
+    let mut identity = format!("{}\n{:?}", config.to_toml(), corpora.set().map(FgramSet::sha256));
+    for corpus in corpora.iter() {
+        let (tokenizer, tokens) = (corpus.dataset().tokenizer().sha256(), corpus.dataset().train().tokens);
+        identity.push_str(&format!("\n{tokenizer} {tokens} {}", corpus.dataset().validation().tokens));
+    }
+    Ok(group.agree(SAME_FILES, crc32fast::hash(identity.as_bytes()))?)
+}
+
 impl Trainer {
-    /// Brings all processes of a group to where rank 0 is. `identity` says what the run is made of, and must be the same
-    /// in all.
-    pub(super) fn follow(&mut self, identity: &str) -> Result<(), TrainError> {
+    /// Brings all processes of a group to where rank 0 is.
+    pub(super) fn follow(&mut self) -> Result<(), TrainError> {
         if self.group.is_alone() {
             return Ok(());
         }
-        self.group.agree(SAME_FILES, crc32fast::hash(identity.as_bytes()))?;
         let broken = |e: serde_json::Error| TrainError::Data(format!("the state of the run: {e}"));
         let mut text =
             if self.leads() { serde_json::to_vec(&self.state).map_err(broken)? } else { Vec::new() };

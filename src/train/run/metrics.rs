@@ -36,13 +36,13 @@ pub struct CorpusProgress {
 }
 
 impl Progress {
-    /// Before the first update: the validation loss of what the run starts from.
-    pub(super) fn start(validation_loss: f64) -> Self {
+    /// Before the first update.
+    pub(super) fn start() -> Self {
         Self {
             step: 0,
             tokens: 0,
             loss: None,
-            validation_loss: Some(validation_loss),
+            validation_loss: None,
             learning_rate: 0.0,
             gradient_norm: 0.0,
             tokens_per_second: 0.0,

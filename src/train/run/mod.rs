@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod claim;
+mod course;
 mod dead;
 mod directory;
 mod environment;
@@ -17,13 +18,14 @@ mod trainer;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use self::course::Course;
 use self::dead::DeadFgrams;
-use self::directory::{Purpose, RunDirectory};
+use self::directory::RunDirectory;
 use self::environment::Environment;
 use self::journal::Journal;
 use self::trainer::Trainer;
 use super::parallel::{Alone, Group, GroupError};
-use super::{AdamW, Corpora, JointModel, Parameters, RunConfig, TrainError, start};
+use super::{AdamW, Corpora, HeldOut, JointModel, Parameters, RunConfig, TrainError, start};
 use crate::corpus::Dataset;
 
 pub(super) use checkpoint::State;
@@ -37,6 +39,7 @@ pub use metrics::{CorpusProgress, Progress};
 /// one process at a time.
 pub struct Run {
     corpora: Corpora,
+    held_out: Vec<HeldOut>,
     dead: Option<DeadFgrams>,
     trainer: Trainer,
     directory: Option<RunDirectory>,
@@ -69,15 +72,19 @@ impl Run {
         config: &RunConfig,
         directory: &Path,
         resume: bool,
-        group: Box<dyn Group>,
+        mut group: Box<dyn Group>,
     ) -> Result<Self, TrainError> {
         let (world_size, accumulate) = (group.world_size(), config.train.accumulate);
         if !accumulate.is_multiple_of(world_size) {
             return Err(GroupError::Uneven { accumulate, world_size }.into());
         }
         let leads = group.rank() == 0;
+        // What cannot be trained, by this process or another, leaves no directory behind.
         let begins = leads && RunDirectory::begins(directory, resume)?;
         let corpora = Corpora::open(config)?;
+        corpora.training(config)?;
+        let held_out = corpora.held_out(config)?;
+        samples::prompts(config, corpora.first())?;
         let vocab_size = corpora.first().tokenizer().vocab_size();
         let max_n = corpora.set().map_or(2, |set| set.policy().max_n);
         let mut parameters = Parameters::new(config.seed, config.model.init_std);
@@ -86,7 +93,7 @@ impl Run {
         if begins {
             start::load(config, corpora.first(), &parameters)?;
         }
-        // What cannot be trained leaves no directory behind.
+        follow::agree_on_files(&mut *group, config, &corpora)?;
         let directory = leads.then(|| RunDirectory::open(directory, config)).transpose()?;
         let optimizer = AdamW::new(&config.train);
         let state = State { step: 0, best: None, config: config.to_toml() };
@@ -101,14 +108,14 @@ impl Run {
             checkpoint_step: 0,
             group,
         };
-        let mut run = Self { corpora, dead: None, trainer, directory };
+        let mut run = Self { corpora, held_out, dead: None, trainer, directory };
         run.begin()?;
         Ok(run)
     }
 
     /// Sets weights and state to where the run begins or goes on, in all processes of the group.
     fn begin(&mut self) -> Result<(), TrainError> {
-        let Self { corpora, dead, trainer, directory } = self;
+        let Self { corpora, dead, trainer, directory, .. } = self;
         let mut first = false;
         if let Some(directory) = directory {
             let Trainer { config, parameters, optimizer, .. } = trainer;
@@ -122,7 +129,7 @@ impl Run {
             Environment::new(corpora, dead.clone())
                 .record(&directory.path.join("environment.json"), trainer.state.step)?;
         }
-        trainer.follow(&identity(&trainer.state.config, corpora))?;
+        trainer.follow()?;
         // From the first moment on there is something to resume, and initial weights to compare with.
         match directory.as_mut().filter(|_| first) {
             Some(directory) => directory.save_now(trainer),
@@ -161,7 +168,8 @@ impl Run {
     }
 
     /// Trains to the last step, or for `most` updates, or until `stop` is set, which is looked at after every update; in a
-    /// group, until it is set in any process. Where a process is lost, rank 0 writes a checkpoint before it fails.
+    /// group, until either is so in any process. Where a process is lost, rank 0 writes a checkpoint before it fails. A run
+    /// that has ended is left as it is: its model may have a table and a measured card by now.
     ///
     /// # Errors
     /// Where the run diverges or a file cannot be written.
@@ -171,68 +179,36 @@ impl Run {
         stop: &AtomicBool,
         observe: &mut dyn FnMut(&Progress),
     ) -> Result<Outcome, TrainError> {
-        let Self { corpora, dead, trainer, directory } = self;
-        let batches = corpora.training(&trainer.config)?;
-        let held_out = corpora.held_out(&trainer.config)?;
+        let Self { corpora, held_out, dead, trainer, directory } = self;
         let (steps, step) = (trainer.config.train.steps, trainer.state.step);
+        let ended = step == steps && directory.as_ref().is_some_and(RunDirectory::has_model);
+        if trainer.group.any(ended)? {
+            return Ok(Outcome::Finished);
+        }
+        let end = most.map_or(steps, |most| step.saturating_add(most).min(steps));
+        if trainer.group.any(step == end && end < steps)? {
+            return Ok(Outcome::Stopped);
+        }
         let open = |directory: &RunDirectory| {
             Journal::open(&directory.path, &trainer.config, step, corpora, dead.as_ref())
         };
-        let mut journal = directory.as_ref().map(open).transpose()?;
-        let end = most.map_or(steps, |most| step.saturating_add(most).min(steps));
-        if step == end && end < steps {
-            return Ok(Outcome::Stopped);
+        let journal = directory.as_ref().map(open).transpose()?;
+        let batches = corpora.training(&trainer.config)?;
+        let mut course = Course { trainer, directory: directory.as_mut(), journal, observe };
+        if step == 0 && course.trainer.config.model.init_from.is_some() {
+            course.begin(&batches, held_out)?;
         }
-        if step == 0 && trainer.config.model.init_from.is_some() {
-            // What a trained model is before the first update is the first to beat.
-            let progress = Progress::start(trainer.validate(&held_out)?.0);
-            if let (Some(journal), Some(directory)) = (&mut journal, directory.as_mut()) {
-                journal.write(&progress, &trainer.validation_model)?;
-                directory.save(trainer, Purpose { best: true, checkpoint: false })?;
-            }
-            observe(&progress);
-        }
-        while trainer.state.step < steps {
-            let (progress, best) = match trainer.advance(corpora, &batches, &held_out) {
-                // The weights are those of the last whole update: nothing of it needs to be lost with the process.
-                Err(error @ TrainError::Group(_)) => {
-                    directory.as_mut().map_or(Ok(()), |directory| directory.save_now(trainer))?;
-                    return Err(error);
-                }
-                advanced => advanced?,
-            };
-            let (step, last) = (trainer.state.step, trainer.state.step == steps);
-            if let Some(journal) = &mut journal {
-                journal.write(&progress, &trainer.validation_model)?;
-            }
-            observe(&progress);
-            let stopping = trainer.group.any(stop.load(Ordering::Relaxed))? || step == end;
-            let checkpoint = step.is_multiple_of(trainer.config.checkpoint.every) || last || stopping;
-            if checkpoint {
-                trainer.check_group()?;
-                trainer.checkpoint_step = step;
-            }
-            if let Some(directory) = directory {
-                directory.save(trainer, Purpose { best, checkpoint })?;
-            }
-            if stopping && !last {
-                directory.as_mut().map_or(Ok(()), RunDirectory::wait)?;
+        while course.trainer.state.step < steps {
+            let stop = |step| stop.load(Ordering::Relaxed) || step == end;
+            if course.advance(&batches, held_out, stop)? && course.trainer.state.step < steps {
                 return Ok(Outcome::Stopped);
             }
         }
         if let Some(directory) = directory {
             directory.export(trainer, corpora)?;
         }
+        // Not before: a rank 0 that dies while it exports is started again with all others.
+        trainer.group.barrier()?;
         Ok(Outcome::Finished)
     }
-}
-
-/// What a run is made of, for processes to compare.
-fn identity(config: &str, corpora: &Corpora) -> String {
-    let mut identity = format!("{config}\n{:?}", corpora.set().map(crate::fgram::FgramSet::sha256));
-    for corpus in corpora.iter() {
-        let (tokenizer, tokens) = (corpus.dataset().tokenizer().sha256(), corpus.dataset().train().tokens);
-        identity.push_str(&format!("\n{tokenizer} {tokens} {}", corpus.dataset().validation().tokens));
-    }
-    identity
 }

@@ -39,20 +39,9 @@ impl<'a> Samples<'a> {
         dataset: &'a Dataset,
         set: Option<&'a FgramSet>,
     ) -> Result<Self, TrainError> {
-        let encode = |prompt: &String| {
-            let refused = |e| TrainError::Data(format!("[samples] {prompt:?} cannot be tokenized: {e}"));
-            let tokens = dataset.tokenizer().encode(prompt).map_err(refused)?;
-            // Without a prompt a new document begins, as after the end of one.
-            Ok((prompt.clone(), if tokens.is_empty() { vec![dataset.eos()] } else { tokens }))
-        };
-        let prompts = config.samples.prompts.iter().map(encode).collect::<Result<_, TrainError>>()?;
-        Ok(Self {
-            log: Log::open(path, |line| line <= step)?.0,
-            dataset,
-            set,
-            prompts,
-            config: config.clone(),
-        })
+        // What is shown before the first update is shown again.
+        let (log, _) = Log::open(path, |line| line <= step && step > 0)?;
+        Ok(Self { log, dataset, set, prompts: prompts(config, dataset)?, config: config.clone() })
     }
 
     /// Continues every prompt and writes a line for each, if this validation is one of those that do.
@@ -94,6 +83,20 @@ impl<'a> Samples<'a> {
         }
         Ok(texts)
     }
+}
+
+/// The configured prompts and their tokens.
+///
+/// # Errors
+/// Where one cannot be tokenized.
+pub(super) fn prompts(config: &RunConfig, dataset: &Dataset) -> Result<Vec<(String, Vec<u32>)>, TrainError> {
+    let encode = |prompt: &String| {
+        let refused = |e| TrainError::Data(format!("[samples] {prompt:?} cannot be tokenized: {e}"));
+        let tokens = dataset.tokenizer().encode(prompt).map_err(refused)?;
+        // Without a prompt a new document begins, as after the end of one.
+        Ok((prompt.clone(), if tokens.is_empty() { vec![dataset.eos()] } else { tokens }))
+    };
+    config.samples.prompts.iter().map(encode).collect()
 }
 
 /// The most likely token at temperature 0, else one drawn: with Gumbel noise on it the largest is a draw from the softmax.

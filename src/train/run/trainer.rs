@@ -4,10 +4,10 @@ use std::time::Instant;
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 
-use super::{Progress, State};
-use crate::train::parallel::{Group, Pairwise, sum_gradients};
+use super::{CorpusProgress, Progress, State};
+use crate::train::parallel::{Alone, Group, GroupError, Pairwise, sum_gradients};
 use crate::train::{
-    AdamW, Batch, Batches, Corpora, HeldOut, JointModel, Parameters, RunConfig, TrainError, learning_rate,
+    AdamW, Batch, Batches, HeldOut, JointModel, Parameters, RunConfig, TrainError, learning_rate,
 };
 
 /// What changes from step to step, apart from the data that it reads.
@@ -22,25 +22,51 @@ pub(super) struct Trainer {
     pub(super) group: Box<dyn Group>,
 }
 
+/// What an update came to.
+pub(super) struct Advanced {
+    /// The line of metrics.
+    pub(super) progress: Progress,
+    /// Whether the weights are now the best so far.
+    pub(super) best: bool,
+    /// Why the group is no more: a process was lost in the validation.
+    pub(super) lost: Option<GroupError>,
+}
+
 impl Trainer {
-    /// One update, and the validation that is due after it: the line of metrics, and whether the weights are now the best
-    /// so far.
+    /// One update, and the validation that is due after it. An error leaves weights and state as they were before.
     pub(super) fn advance(
         &mut self,
-        corpora: &Corpora,
         batches: &Batches<'_>,
         held_out: &[HeldOut],
-    ) -> Result<(Progress, bool), TrainError> {
+    ) -> Result<Advanced, TrainError> {
         let mut progress = self.update(batches)?;
-        let (step, train) = (self.state.step, &self.config.train);
-        if !step.is_multiple_of(self.config.validation.every) && step < train.steps {
-            return Ok((progress, false));
+        let step = self.state.step;
+        if !step.is_multiple_of(self.config.validation.every) && step < self.config.train.steps {
+            return Ok(Advanced { progress, best: false, lost: None });
         }
-        let windows = step * (train.batch * train.accumulate) as u64;
-        let (loss, losses, best) = self.validate(held_out)?;
-        progress.validation_loss = Some(loss);
-        progress.corpora = corpora.progress(&batches.epochs(windows), &losses);
-        Ok((progress, best))
+        match self.validate(batches, held_out, &mut progress) {
+            Ok(best) => Ok(Advanced { progress, best, lost: None }),
+            // An update without its validation is not whole, and alone the sum is the same.
+            Err(TrainError::Group(lost)) if self.leads() => {
+                self.group = Box::new(Alone);
+                let best = self.validate(batches, held_out, &mut progress)?;
+                Ok(Advanced { progress, best, lost: Some(lost) })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether any process wants to stop after this step, and whether there is to be a checkpoint, which is made of weights
+    /// that are the same in all.
+    pub(super) fn agree(&mut self, stop: bool) -> Result<(bool, bool), TrainError> {
+        let (step, every) = (self.state.step, self.config.checkpoint.every);
+        let stopping = self.group.any(stop)?;
+        let checkpoint = step.is_multiple_of(every) || step == self.config.train.steps || stopping;
+        if checkpoint {
+            self.check_group()?;
+            self.checkpoint_step = step;
+        }
+        Ok((stopping, checkpoint))
     }
 
     /// One update of the weights. Each process of the group computes its share of the batches.
@@ -109,11 +135,6 @@ impl Trainer {
         loss: f64,
         step: u64,
     ) -> Result<f64, TrainError> {
-        let diverged = |tensor: &str| TrainError::Diverged {
-            step,
-            tensor: tensor.to_owned(),
-            checkpoint: self.checkpoint_step,
-        };
         if !loss.is_finite() {
             // The parameter that broke first is the one to name, if there is one.
             let broken = self.parameters.iter().find(|(_, var)| {
@@ -122,34 +143,57 @@ impl Trainer {
                     .and_then(|x| x.to_scalar::<f32>())
                     .is_ok_and(f32::is_finite)
             });
-            return Err(diverged(
-                &broken.map_or("the loss".to_owned(), |(name, _)| format!("the parameter {name}")),
-            ));
+            let broken = broken.map_or("the loss".to_owned(), |(name, _)| format!("the parameter {name}"));
+            return Err(self.diverged(step, &broken));
         }
         let mut sum = 0f64;
         for (name, gradient) in gradients {
             let square = f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
             if !square.is_finite() {
-                return Err(diverged(&format!("the gradient of {name}")));
+                return Err(self.diverged(step, &format!("the gradient of {name}")));
             }
             sum += square;
         }
         Ok(sum.sqrt())
     }
 
-    /// The validation loss, each corpus weighted by its share, and those of the corpora; and whether it is the lowest so
-    /// far.
-    pub(super) fn validate(&mut self, held_out: &[HeldOut]) -> Result<(f64, Vec<f64>, bool), TrainError> {
+    /// Notes the validation loss, each corpus weighted by its share, and those of the corpora; and says whether it is the
+    /// lowest so far.
+    pub(super) fn validate(
+        &mut self,
+        batches: &Batches<'_>,
+        held_out: &[HeldOut],
+        progress: &mut Progress,
+    ) -> Result<bool, TrainError> {
+        let (step, train) = (self.state.step, &self.config.train);
+        let epochs = batches.epochs(step * (train.batch * train.accumulate) as u64);
         let mut losses = Vec::with_capacity(held_out.len());
         for held_out in held_out {
             losses.push(self.mean_loss(&held_out.batches)?);
         }
-        let loss = held_out.iter().zip(&losses).map(|(held_out, loss)| held_out.share * loss).sum();
+        let loss: f64 = held_out.iter().zip(&losses).map(|(held_out, loss)| held_out.share * loss).sum();
+        if !loss.is_finite() {
+            return Err(self.diverged(step, "the validation loss"));
+        }
+        progress.validation_loss = Some(loss);
+        // Of a single corpus that would say nothing more.
+        if let [_, _, ..] = held_out {
+            let corpora = held_out.iter().zip(epochs.into_iter().zip(losses));
+            progress.corpora = corpora
+                .map(|(held_out, (epochs, validation_loss))| {
+                    (held_out.name.clone(), CorpusProgress { epochs, validation_loss })
+                })
+                .collect();
+        }
         let best = self.state.best.is_none_or(|(best, _)| loss < best);
         if best {
-            self.state.best = Some((loss, self.state.step));
+            self.state.best = Some((loss, step));
         }
-        Ok((loss, losses, best))
+        Ok(best)
+    }
+
+    fn diverged(&self, step: u64, tensor: &str) -> TrainError {
+        TrainError::Diverged { step, tensor: tensor.to_owned(), checkpoint: self.checkpoint_step }
     }
 
     /// The loss over all tokens of some batches, with the weights as they are. The processes of the group take the batches
