@@ -14,7 +14,7 @@ use candle_core::quantized::gguf_file::Value;
 use candle_core::{DType, Device, Tensor};
 use gguf::{Made, config, make, shapes, write};
 use scone::kernels::Encoding;
-use scone::model::{Checkpoint, Config, ModelDirectory, RopeScaling, write_weights};
+use scone::model::{Checkpoint, Config, ModelDirectory, RopeScaling, WeightType, write_weights};
 use serde_json::json;
 
 type Metadata = Vec<(String, Value)>;
@@ -44,9 +44,9 @@ fn a_directory_gives_what_was_put_there_in_every_dtype_and_in_shards() {
     let made = make(config("llama", 32));
     let directory = tempfile::tempdir().unwrap();
     for (dtype, encoding, most) in [
-        (DType::F32, Encoding::F32, 0.0),
-        (DType::F16, Encoding::F16, 5e-4),
-        (DType::BF16, Encoding::Bf16, 4e-3),
+        (WeightType::F32, Encoding::F32, 0.0),
+        (WeightType::F16, Encoding::F16, 5e-4),
+        (WeightType::Bf16, Encoding::Bf16, 4e-3),
     ] {
         made.write_directory(directory.path(), dtype);
         let whole = Checkpoint::open(directory.path()).unwrap();
@@ -67,7 +67,7 @@ fn a_directory_gives_what_was_put_there_in_every_dtype_and_in_shards() {
 }
 
 /// Three shards, the tensors dealt out in turn.
-fn write_shards(made: &Made, directory: &Path, dtype: DType) {
+fn write_shards(made: &Made, directory: &Path, dtype: WeightType) {
     let mut shards = vec![BTreeMap::new(); 3];
     let mut map = BTreeMap::new();
     for (i, (name, tensor)) in made.tensors.iter().enumerate() {
@@ -90,7 +90,7 @@ fn what_is_wrong_with_shards_is_named() {
     assert!(message(Checkpoint::open(path)).contains("no weights here"));
     std::fs::write(path.join("pytorch_model.bin"), "").unwrap();
     assert!(message(Checkpoint::open(path)).contains("save them as safetensors"));
-    write_shards(&made, path, DType::F32);
+    write_shards(&made, path, WeightType::F32);
     let (shard, index) =
         (path.join("model-00002-of-00003.safetensors"), path.join("model.safetensors.index.json"));
     let good = std::fs::read(&shard).unwrap();
@@ -174,7 +174,7 @@ fn every_architecture_gives_the_config_and_tensors_of_its_directory() {
         }
         write(&path, &metadata, &made.quantized(GgmlDType::F32));
         let from_gguf = ModelDirectory::open(&path).unwrap();
-        made.write_directory(&directory.path().join("hf"), DType::F32);
+        made.write_directory(&directory.path().join("hf"), WeightType::F32);
         let from_directory = ModelDirectory::open(&directory.path().join("hf")).unwrap();
         let rounded = Config { rms_norm_eps: f64::from(1e-5f32), ..from_directory.config().clone() };
         assert_eq!(*from_gguf.config(), rounded);

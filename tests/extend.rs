@@ -71,7 +71,7 @@ fn a_model_is_extended_by_the_f_grams_of_another_corpus() {
     let new = other_fgrams(model.tokenizer(), 4);
     parquet::write(&new, at("new.parquet")).unwrap();
     let before = files(&at("model"));
-    let extend = "table extend model --fgrams new.parquet --dtype f32 --output larger";
+    let extend = "table extend model --fgrams new.parquet --output larger";
     let said = run(extend);
     assert!(files(&at("model")) == before, "the model itself has changed");
 
@@ -92,7 +92,7 @@ fn a_model_is_extended_by_the_f_grams_of_another_corpus() {
     );
     assert_eq!(parquet::read(at("larger/fgrams.parquet")).unwrap().sha256(), table.identity().fgrams);
 
-    // An f-gram that was there keeps its row, bit for bit; the model is the same, byte for byte.
+    // An f-gram that was there keeps its row, bit for bit, for the type of rows is the old table's; the model is the same, byte for byte.
     let own = model.open_table(&at("model/table.safetensors")).unwrap();
     let row = |table: &scone::table::Table, rank: u32| {
         let mut row = vec![0f32; table.dim()];

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use scone::model::ModelDirectory;
-use scone::train::{Outcome, Progress, Run, RunConfig, TrainError};
+use scone::train::{CardSection, Outcome, Progress, Run, RunConfig, TrainError};
 use small_corpus::Data;
 
 fn train(run: &mut Run, stop_after: Option<u64>) -> (Outcome, Vec<Progress>) {
@@ -122,12 +122,14 @@ fn a_run_is_neither_overwritten_nor_continued_with_other_settings() {
     other.train.learning_rate *= 2.0;
     let error = refused(&other, true);
     assert!(
-        error.contains("another configuration") && error.contains("step-00000002.safetensors"),
+        error.contains("another configuration (train.learning_rate was 0.003, is 0.006)")
+            && error.contains("step-00000002.safetensors"),
         "{error}"
     );
     other.train.learning_rate = config.train.learning_rate;
     other.checkpoint.every = 1;
     other.samples.prompts = vec!["The".to_owned()];
+    other.card = Some(CardSection { title: Some("A model".to_owned()), ..CardSection::default() });
     assert_eq!(Run::open(&other, &directory, true).unwrap().step(), 2, "what is kept and shown may change");
 }
 

@@ -9,18 +9,18 @@ mod gguf;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use candle_core::Device;
 use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device};
 use gguf::{config, make, shapes};
 use proptest::prelude::*;
-use scone::model::{Config, ModelDirectory};
+use scone::model::{Config, ModelDirectory, WeightType};
 use scone::tokenizer::{GgufVocabulary, Tokenizer};
 
 #[test]
 fn its_tokenizer_is_the_original() {
     let made = make(config("llama", 32));
     let directory = tempfile::tempdir().unwrap();
-    made.write_directory(directory.path(), DType::F32);
+    made.write_directory(directory.path(), WeightType::F32);
     let original = Tokenizer::from_file(directory.path().join("tokenizer.json")).unwrap();
     let path = directory.path().join("model.gguf");
     made.write_gguf(&path, GgmlDType::F32);
@@ -158,7 +158,7 @@ fn files() -> &'static Files {
     FILES.get_or_init(|| {
         let made = make(config("llama", 32));
         let directory = tempfile::tempdir().unwrap();
-        made.write_directory(directory.path(), DType::F32);
+        made.write_directory(directory.path(), WeightType::F32);
         let path = directory.path().join("model.gguf");
         made.write_gguf(&path, GgmlDType::Q8_0);
         let config = made.config.clone();

@@ -10,11 +10,11 @@ mod small_corpus;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use candle_core::Device;
 use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device};
 use scone::corpus::TokenizerSource;
 use scone::fgram::parquet;
-use scone::model::{ModelDirectory, SconeConfig, Shard, build_table};
+use scone::model::{ModelDirectory, SconeConfig, Shard, WeightType, build_table};
 use scone::table::{Placement, RowFormat, RowType};
 use scone::train::{Outcome, Progress, Run, RunConfig};
 use small_corpus::Data;
@@ -109,14 +109,23 @@ fn a_run_from_a_model_is_resumed_bit_for_bit() {
     (config.samples.prompts, config.samples.tokens) = (vec!["The".into()], 4);
     let (_, whole) = data.fit(&config, "whole", None);
     let (_, first) = data.fit(&config, "parts", Some(3));
+    // The model that it started from is not needed any more.
+    std::fs::rename(data.path("plain"), data.path("elsewhere")).unwrap();
+    let before = RunConfig::of_run(&data.path("parts")).unwrap();
+    let again = RunConfig::read_with(&data.path("run.toml"), Some(&before), |read| {
+        read.samples = config.samples.clone();
+    });
+    assert_eq!(again.unwrap(), config);
     let (_, last) = data.fit(&config, "parts", None);
     let steps = |seen: &[Progress]| seen.iter().map(|p| (p.step, p.loss)).collect::<Vec<_>>();
     assert_eq!([steps(&first), steps(&last)].concat(), steps(&whole));
-    for file in ["step-00000008.safetensors", "model/fgram_model/model.safetensors"] {
+    let made = ["model/fgram_model/model.safetensors", "model/generation_config.json", "model/config.json"];
+    for file in ["step-00000008.safetensors"].iter().chain(&made) {
         let read = |run: &str| std::fs::read(data.path(run).join(file)).unwrap();
         assert!(read("whole") == read("parts"), "{file} differs");
     }
     let log = std::fs::read_to_string(data.path("parts/metrics.jsonl")).unwrap();
+    std::fs::rename(data.path("elsewhere"), data.path("plain")).unwrap();
     // One that is gone before its first checkpoint begins again, with what it showed before its first update.
     let gone = std::panic::catch_unwind(|| {
         let mut run = Run::open(&config, &data.path("gone"), false).unwrap();
@@ -152,7 +161,7 @@ fn a_model_that_is_broken_is_not_the_best() {
 fn a_frozen_main_model_comes_out_as_it_was_and_its_tables_stay_apart() {
     let data = Runs::make();
     let mut config = data.read(SHAPE, "learning_rate = 1e-2", FGRAM).unwrap();
-    config.checkpoint.dtype = "f16".into();
+    config.checkpoint.dtype = WeightType::F16;
     let (_, _) = data.fit(&config, "source", None);
     let source = data.path("source/model");
     std::fs::write(source.join("generation_config.json"), "{\"eos_token_id\": [0, 7]}").unwrap();
@@ -208,7 +217,7 @@ fn a_gguf_file_is_started_from_as_its_directory() {
     let texts = tempfile::tempdir().unwrap();
     std::fs::write(texts.path().join("tokenizer.json"), &made.tokenizer).unwrap();
     let data = Runs(Data::with_tokenizer(TokenizerSource::File(texts.path().join("tokenizer.json"))));
-    made.write_directory(&data.path("directory"), DType::F32);
+    made.write_directory(&data.path("directory"), WeightType::F32);
     made.write_gguf(&data.path("exact.gguf"), GgmlDType::F32);
     made.write_gguf(&data.path("rounded.gguf"), GgmlDType::Q8_0);
     let loss =
@@ -258,8 +267,8 @@ fn what_cannot_be_started_from_is_refused_by_name() {
     refused("init_from = \"nothing\"", "", "", "nothing");
 
     let biased = gguf::make(gguf::config("qwen2", 32));
-    biased.write_directory(&data.path("biased"), DType::F32);
+    biased.write_directory(&data.path("biased"), WeightType::F32);
     refused("init_from = \"biased\"", "", "", "biases in attention");
-    gguf::make(gguf::config("llama", 32)).write_directory(&data.path("other"), DType::F32);
+    gguf::make(gguf::config("llama", 32)).write_directory(&data.path("other"), WeightType::F32);
     refused("init_from = \"other\"", "", "", "prepared with another tokenizer");
 }

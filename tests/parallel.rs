@@ -283,11 +283,11 @@ fn a_process_that_hangs_is_given_up_and_one_that_is_stopped_stops_all() {
     hung.kill().unwrap();
     hung.wait().unwrap();
 
-    let children = data.group(&config, "hung", 2, &["--resume"]);
+    let children = data.group(&config, "hung", 2, &["--resume", "--stopped-exit-code", "75"]);
     data.wait_for_steps("hung", 30);
     signal(&children[1], "-TERM");
     let outputs = finish(children);
-    assert!(outputs.iter().all(|output| output.status.success()), "{}", text(&outputs[1].stderr));
+    assert!(outputs.iter().all(|output| output.status.code() == Some(75)), "{}", text(&outputs[1].stderr));
     assert!(text(&outputs[0].stdout).contains("stopped after step"), "{}", text(&outputs[0].stdout));
 }
 

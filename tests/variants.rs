@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::{llama, qwen2, qwen3};
 use rand::{RngExt, SeedableRng};
-use scone::model::{ModelDirectory, Piece, write_weights};
+use scone::model::{ModelDirectory, Piece, WeightType, write_weights};
 use scone::tokenizer::train_bpe;
 use serde_json::{Value, json};
 
@@ -72,7 +72,7 @@ fn write(directory: &Path, config: &Value, (has_bias, has_norms): (bool, bool)) 
         add(name("mlp.up_proj.weight"), &[ffn, d]);
         add(name("mlp.down_proj.weight"), &[d, ffn]);
     }
-    write_weights(&directory.join("model.safetensors"), &tensors, DType::F32).unwrap();
+    write_weights(&directory.join("model.safetensors"), &tensors, WeightType::F32).unwrap();
 }
 
 fn weights(directory: &Path) -> VarBuilder<'static> {

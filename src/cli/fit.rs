@@ -47,6 +47,9 @@ pub struct Args {
     /// Stop after so many updates, as Ctrl-C does, and let --resume go on another time; 0 writes the initial weights only
     #[arg(long, value_name = "N", env = "SCONE_STOP_AFTER")]
     stop_after: Option<u64>,
+    /// The exit status where the run was stopped before its end: other than 0 for what starts it again then
+    #[arg(long, value_name = "CODE", env = "SCONE_STOPPED_EXIT_CODE", default_value_t = 0)]
+    stopped_exit_code: u8,
     /// Start from a trained model, a directory or a GGUF file, instead of from chance; [model] init_from of the run's file
     #[arg(long, env = "SCONE_INIT_FROM", value_name = "MODEL_DIR")]
     init_from: Option<PathBuf>,
@@ -65,8 +68,9 @@ pub struct Args {
 /// # Errors
 /// See [`Run::open`] and [`Run::train`].
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    let before = args.output.as_deref().filter(|_| args.resume).and_then(|run| RunConfig::of_run(run).ok());
     let config = match &args.config {
-        Some(path) => RunConfig::read_with(path, |config| {
+        Some(path) => RunConfig::read_with(path, before.as_ref(), |config| {
             config.model.init_from = args.init_from.clone().or(config.model.init_from.take());
             config.train.freeze = args.freeze.or(config.train.freeze);
         })?,
@@ -80,7 +84,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut run = Run::open_in(&config, directory, args.resume, args.processes.meet()?)?;
     if !run.leads() {
         // What there is to see and to say is rank 0's.
-        run.train(args.stop_after, &*stop_on_signal()?, &mut |_| {})?;
+        let outcome = run.train(args.stop_after, &*stop_on_signal()?, &mut |_| {})?;
+        drop(run);
+        leave(args, outcome);
         return Ok(());
     }
     report_start(&config, &run);
@@ -96,7 +102,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let outcome = run.train(args.stop_after, &stop, &mut |progress| display.show(progress))?;
     display.bar.finish_and_clear();
     report_end(&run, outcome, directory);
+    drop(run);
+    leave(args, outcome);
     Ok(())
+}
+
+/// Ends the program where a run that was stopped is to end it in another way.
+fn leave(args: &Args, outcome: Outcome) {
+    if outcome == Outcome::Stopped && args.stopped_exit_code != 0 {
+        std::process::exit(args.stopped_exit_code.into());
+    }
 }
 
 fn report_start(config: &RunConfig, run: &Run) {

@@ -10,15 +10,6 @@ const SETTINGS: [&str; 4] =
     ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
 
 impl ModelDirectory {
-    /// Copies into another directory what is said of the model beside shape, weights and tokenizer, such as the tokens
-    /// that end a text or the template of a conversation, as far as it is there. Of a GGUF file that is nothing.
-    ///
-    /// # Errors
-    /// Where a file cannot be read or written.
-    pub fn copy_settings(&self, to: &Path) -> Result<(), ModelError> {
-        copy_present(&SETTINGS, self.path(), to)
-    }
-
     /// Copies the model into another directory, all but its table, its `scone.json` and its card: byte for byte, so that
     /// every hash stays what it is.
     ///
@@ -31,7 +22,7 @@ impl ModelDirectory {
         let fgram_model = self.path().join("fgram_model");
         copy_present(&["config.json"], &fgram_model, &inner)?;
         copy_present(&["config.json", "tokenizer.json"], self.path(), to)?;
-        self.copy_settings(to)?;
+        copy_settings(self.path(), to)?;
         for (weights, from, to) in
             [(self.weights(), self.path(), to), (&fgram_weights, fgram_model.as_path(), inner.as_path())]
         {
@@ -42,6 +33,15 @@ impl ModelDirectory {
         }
         Ok(())
     }
+}
+
+/// Copies into another directory what a model directory says of its model beside shape, weights and tokenizer, such as the
+/// tokens that end a text or the template of a conversation, as far as it is there. Of a GGUF file that is nothing.
+///
+/// # Errors
+/// Where a file cannot be read or written.
+pub(crate) fn copy_settings(from: &Path, to: &Path) -> Result<(), ModelError> {
+    copy_present(&SETTINGS, from, to)
 }
 
 fn copy_present(names: &[&str], from: &Path, to: &Path) -> Result<(), ModelError> {

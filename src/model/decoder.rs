@@ -146,6 +146,9 @@ impl Decoder {
         let ends = Arc::new(ends.collect::<Vec<u32>>());
         let Some((last, others)) = self.blocks.split_last() else { return take_rows(x, &ends) };
         let x = self.through(others, x, &positions, &attend)?;
+        if self.recompute {
+            return last.clone().recomputed_last(&x, &self.rope, &positions, lengths, &ends);
+        }
         last.forward_last(&x, &self.rope, &positions, lengths, &ends)
     }
 
@@ -217,6 +220,21 @@ impl Block {
         let (block, angles, positions) = (self.clone(), angles.clone(), positions.clone());
         let attend = Attend::Whole(lengths.clone());
         let forward = move |x: &Tensor| block.forward(x, &angles, &positions, &attend);
+        recompute(x, &self.parameters(), Arc::new(forward))
+    }
+
+    /// As `forward_last`, computed again in the backward pass.
+    fn recomputed_last(
+        self: Arc<Self>,
+        x: &Tensor,
+        angles: &Arc<Rope>,
+        positions: &Arc<Vec<u32>>,
+        lengths: &Arc<Vec<usize>>,
+        ends: &Arc<Vec<u32>>,
+    ) -> candle_core::Result<Tensor> {
+        let (block, angles, positions) = (self.clone(), angles.clone(), positions.clone());
+        let (lengths, ends) = (lengths.clone(), ends.clone());
+        let forward = move |x: &Tensor| block.forward_last(x, &angles, &positions, &lengths, &ends);
         recompute(x, &self.parameters(), Arc::new(forward))
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use super::WeightType;
 use super::{
     Checkpoint, Config, FgramConfig, FgramModel, Fgrams, LiveTable, Model, ModelError, Runtime, TableFit,
     TokenizerInfo, stop_tokens,
@@ -114,6 +115,11 @@ impl ModelDirectory {
     /// The weights as they are stored.
     pub fn weights(&self) -> &Checkpoint {
         &self.weights
+    }
+
+    /// How the weights are stored; `None` for blocks.
+    pub fn weight_type(&self) -> Option<WeightType> {
+        WeightType::of(self.weights.encoding("model.embed_tokens.weight")?)
     }
 
     /// The tokenizer.

@@ -39,7 +39,7 @@ pub fn extend_directory(
         baseline: None,
         adapters: Vec::new(),
     };
-    free_for(&scone, output)?;
+    free_for(directory, &scone, output)?;
     std::fs::create_dir_all(output).map_err(ModelError::io(output))?;
     directory.copy_model(output)?;
     let baseline = old.baseline.as_ref().map(|baseline| reached_from(output, directory.path(), baseline));
@@ -51,11 +51,17 @@ pub fn extend_directory(
 }
 
 /// Refuses a place where another model is already.
-fn free_for(scone: &SconeConfig, output: &Path) -> Result<(), ModelError> {
+fn free_for(directory: &ModelDirectory, scone: &SconeConfig, output: &Path) -> Result<(), ModelError> {
     let file = output.join("scone.json");
     let there = std::fs::read_to_string(&file).ok();
     let there = there.and_then(|text| serde_json::from_str::<SconeConfig>(&text).ok());
-    let is_other = there.as_ref().is_some_and(|there| there.fgrams_sha256 != scone.fgrams_sha256);
+    let identity = |of: &ModelDirectory| of.identity(scone.fgrams_sha256.clone());
+    let is_other = match &there {
+        Some(there) if there.fgrams_sha256 == scone.fgrams_sha256 => {
+            identity(&ModelDirectory::open(output)?)? != identity(directory)?
+        }
+        there => there.is_some(),
+    };
     if is_other || (there.is_none() && output.join("config.json").exists()) {
         return Err(ModelError::config(output, "there is another model already: choose another --output"));
     }

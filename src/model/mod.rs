@@ -27,6 +27,7 @@ mod write_weights;
 
 pub use checkpoint::{Checkpoint, Stored};
 pub use config::{Config, FgramConfig, RopeScaling};
+pub(crate) use copy::copy_settings;
 pub use decoder::{Attend, Decoder, GetParameter, Tree};
 pub use directory::{ModelDirectory, SconeConfig};
 pub use embedding::{Embedding, Fgrams};
@@ -41,4 +42,4 @@ pub use perplexity::{Perplexity, perplexity};
 pub use piece::Piece;
 pub use rows::{RowCheck, Shard, build_table, check_rows, matmul_rate};
 pub use tokenizer_info::TokenizerInfo;
-pub use write_weights::write_weights;
+pub use write_weights::{WeightType, write_weights};

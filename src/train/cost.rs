@@ -39,6 +39,24 @@ pub struct Costs {
     pub fgrams_per_token: f64,
 }
 
+/// How what is served is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoredBytes {
+    /// Bytes of one of the main model's weights.
+    pub weight: usize,
+    /// Bytes of the table, rows and index; 0 for a baseline.
+    pub table: u64,
+}
+
+/// What a run's batches hold, for each token trained on.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Positions that a token attends to, itself included.
+    pub attended: f64,
+    /// Of a SCONE model.
+    pub fgrams: FgramWork,
+}
+
 /// What the f-gram model reads in training, for each token trained on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct FgramWork {
@@ -51,77 +69,90 @@ pub struct FgramWork {
 }
 
 impl Costs {
-    /// Of a run of `config` over `tokens` tokens; `work` is `None` for a baseline.
+    /// Of a run of `config` over `tokens` tokens.
     pub fn of_run(
         config: &RunConfig,
         vocab_size: usize,
         max_n: usize,
         tokens: u64,
-        table_bytes: u64,
-        work: Option<FgramWork>,
+        stored: StoredBytes,
+        work: Work,
     ) -> Self {
         let (main, context) = (config.model_config(vocab_size), config.model.context);
-        let number = if config.checkpoint.dtype == "f32" { 4 } else { 2 };
-        let (trained, window) = (tokens as f64, context as f64);
+        let trained = tokens as f64;
         // A frozen main model passes gradients on to its input, and has none of its weights.
         let products = if config.train.freeze == Some(Freeze::Main) { PRODUCTS - 1.0 } else { PRODUCTS };
         let main_flops = products
             * trained
-            * (decoder_flops(&main, 1.0, (window + 1.0) / 2.0) + product_flops(&main, vocab_size));
-        let work = work.unwrap_or_default();
+            * (decoder_flops(&main, 1.0, work.attended) + product_flops(&main, vocab_size));
         let fgram = config.fgram_config(vocab_size, max_n);
-        let fgram_flops = fgram.map_or(0.0, |fgram| PRODUCTS * trained * fgram_flops(&fgram, work));
+        let fgram_flops = fgram.map_or(0.0, |fgram| PRODUCTS * trained * fgram_flops(&fgram, work.fgrams));
         Self {
             inference_flops: inference_flops(&main, context),
             context,
-            accelerator_bytes: number * main.parameters() as u64,
-            kv_bytes: number * (2 * main.num_hidden_layers * main.kv_heads() * main.head() * context) as u64,
-            table_bytes,
+            accelerator_bytes: (stored.weight * main.parameters()) as u64,
+            kv_bytes: (stored.weight * 2 * main.num_hidden_layers * main.kv_heads() * main.head() * context)
+                as u64,
+            table_bytes: stored.table,
             training_flops: main_flops + fgram_flops,
             fgram_training_flops: fgram_flops,
-            fgrams_per_token: work.fgrams,
+            fgrams_per_token: work.fgrams.fgrams,
         }
     }
 }
 
-impl FgramWork {
-    /// Counts what a run's f-gram model met in `passes` forward passes, in the batches that it trained on: in all of
-    /// them, or in a run of more than four million tokens in some, spread evenly over it.
+impl Work {
+    /// Counts what a run met in `passes` forward passes, in the batches that it trained on: in all of them, or in a run of
+    /// more than four million tokens in some, spread evenly over it. `set` is `None` for a baseline.
     ///
     /// # Errors
     /// Where a shard is damaged.
     pub fn count(
         config: &RunConfig,
         batches: &Batches<'_>,
-        set: &FgramSet,
+        set: Option<&FgramSet>,
         passes: u64,
     ) -> Result<Self, TrainError> {
         let size = config.train.batch;
         let most = (SAMPLED_TOKENS / (size * config.model.context)).max(1) as u64;
         let sampled = passes.min(most);
-        let (mut work, mut trained) = (Self::default(), 0.0);
+        let (mut fgrams, mut attended, mut trained) = (FgramWork::default(), 0.0, 0.0);
         for i in 0..sampled {
             let number = (u128::from(i) * u128::from(passes) / u128::from(sampled)) as u64;
             let mut batch = batches.shuffled(number, size)?;
             // From the set, not the dataset's tags, which may be another set's by now.
-            batch.matches = matches(&batch, set);
+            batch.matches = set.map_or_else(Vec::new, |set| matches(&batch, set));
             if let Some(fgram) = config.fgram.as_ref().filter(|fgram| fgram.fallback > 0.0) {
                 batch.fall_back(fgram.fallback, config.seed ^ number);
             }
-            work.add(&batch);
+            if set.is_some() {
+                fgrams.add(&batch);
+            }
+            attended += batch.lengths.iter().map(|&n| triangle(n)).sum::<f64>();
             trained += batch.inputs.len() as f64;
         }
-        let share = |sum: f64| if trained > 0.0 { sum / trained } else { 0.0 };
-        Ok(Self { fgrams: share(work.fgrams), tokens: share(work.tokens), attended: share(work.attended) })
+        Ok(Self { attended: attended / trained.max(1.0), fgrams: fgrams.a_token(trained) })
+    }
+}
+
+/// Positions that all tokens of a sequence attend to together.
+fn triangle(length: usize) -> f64 {
+    (length * (length + 1)) as f64 / 2.0
+}
+
+impl FgramWork {
+    fn a_token(self, trained: f64) -> Self {
+        let share = |sum: f64| sum / trained.max(1.0);
+        Self { fgrams: share(self.fgrams), tokens: share(self.tokens), attended: share(self.attended) }
     }
 
     fn add(&mut self, batch: &Batch) {
         let unique = unique_grams(batch, 0).grams;
         self.fgrams += unique.len() as f64;
         for i in 0..unique.len() {
-            let n = unique.get(i).len() as f64;
-            self.tokens += n;
-            self.attended += n * (n + 1.0) / 2.0;
+            let n = unique.get(i).len();
+            self.tokens += n as f64;
+            self.attended += triangle(n);
         }
     }
 }
@@ -253,16 +284,16 @@ mod tests {
         let batch = Batch { targets, inputs, matches, lengths: Arc::new(vec![12; 3]) };
         let mut work = FgramWork::default();
         work.add(&batch);
-        let work = FgramWork {
-            fgrams: work.fgrams / 36.0,
-            tokens: work.tokens / 36.0,
-            attended: work.attended / 36.0,
-        };
+        let work = work.a_token(36.0);
 
         for kind in ["none", "shared", "own", "wider"] {
             let config = config(kind);
             let parameters = parameters(&config);
-            let costs = Costs::of_run(&config, VOCABULARY, 4, 360, 0, config.fgram.is_some().then_some(work));
+            let stored = StoredBytes { weight: 2, table: 0 };
+            // Of windows of 12 tokens.
+            let fgrams = if config.fgram.is_some() { work } else { FgramWork::default() };
+            let work = Work { attended: 78.0 / 12.0, fgrams };
+            let costs = Costs::of_run(&config, VOCABULARY, 4, 360, stored, work);
             let main = 30.0 * twin(&parameters, "main", (3, 16), &[12; 3]);
             let width = if kind == "wider" { 32 } else { 16 };
             let lengths = if kind == "none" { &[][..] } else { &lengths };
@@ -272,8 +303,7 @@ mod tests {
             assert!(close(costs.training_flops, main + fgram), "{kind}: {costs:?}, not {main} + {fgram}");
             let mut frozen = config.clone();
             frozen.train.freeze = Some(Freeze::Main);
-            let frozen =
-                Costs::of_run(&frozen, VOCABULARY, 4, 360, 0, config.fgram.is_some().then_some(work));
+            let frozen = Costs::of_run(&frozen, VOCABULARY, 4, 360, stored, work);
             assert!(close(frozen.training_flops, main * 2.0 / 3.0 + fgram), "{kind}: {frozen:?}");
             // All of a window less all but its last token: the last token.
             let last = twin(&parameters, "main", (3, 16), &[12]) - twin(&parameters, "main", (3, 16), &[11]);

@@ -7,62 +7,90 @@ use serde_json::{Value, json};
 use super::{Card, Freeze, History, Parameters, RunConfig, TrainError};
 use crate::corpus::Dataset;
 use crate::fgram::FgramSet;
-use crate::model::{Config, ModelDirectory, SconeConfig, write_weights};
+use crate::model::{Config, SconeConfig, WeightType, copy_settings, write_weights};
 use crate::new_file;
 
-/// Writes the model directory that `scone` serves and Hugging Face's `transformers` opens: built beside its final name
-/// and renamed, in place of an older one. `card` becomes its README.md.
-pub(super) fn write(
-    directory: &Path,
-    config: &RunConfig,
-    dataset: &Dataset,
-    set: Option<&FgramSet>,
-    parameters: &Parameters,
-    card: &str,
-) -> Result<(), TrainError> {
-    let beside = sibling(directory, "partial");
-    remove(&beside)?;
-    std::fs::create_dir_all(&beside).map_err(TrainError::io(&beside))?;
-    let dtype = dtype_of(&config.checkpoint.dtype);
-    let main_values = parameters.values("main");
-    // A model that others serve beside this one has to stay what it is, whatever the f-gram model is stored as.
-    let main_dtype = match config.train.freeze {
-        Some(Freeze::Main) => exact_dtype(&main_values)?,
-        None => config.checkpoint.dtype.as_str(),
-    };
-    let tokenizer = dataset.tokenizer();
-    let main = config.model_config(tokenizer.vocab_size());
-    let eos = dataset.eos();
-    write_json(&beside.join("config.json"), &hugging_face(&main, eos, main_dtype)?)?;
-    write_json(&beside.join("generation_config.json"), &json!({ "bos_token_id": eos, "eos_token_id": eos }))?;
-    let source = dataset.directory().join("tokenizer.json");
-    let text = std::fs::read(&source).map_err(TrainError::io(&source))?;
-    new_file::write(&beside.join("tokenizer.json"), &text)
-        .map_err(TrainError::io(&beside.join("tokenizer.json")))?;
-    let eos_token = tokenizer.id_to_token(eos).unwrap_or_default();
-    let tokenizer_config = json!({
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": eos_token,
-        "eos_token": eos_token,
-        "model_max_length": main.max_position_embeddings,
-        "clean_up_tokenization_spaces": false,
-    });
-    write_json(&beside.join("tokenizer_config.json"), &tokenizer_config)?;
-    if let Some(source) = config.model.init_from.as_ref().filter(|source| source.is_dir()) {
-        ModelDirectory::open(source)?.copy_settings(&beside)?;
+/// What becomes a model directory: a run's weights, and what they belong to.
+pub(super) struct Export<'a> {
+    pub(super) config: &'a RunConfig,
+    /// What the model says of itself that the run started from.
+    pub(super) settings: Option<PathBuf>,
+    pub(super) dataset: &'a Dataset,
+    pub(super) set: Option<&'a FgramSet>,
+    pub(super) parameters: &'a Parameters,
+}
+
+impl Export<'_> {
+    /// Writes the model directory that `scone` serves and Hugging Face's `transformers` opens: built beside its final name
+    /// and renamed, in place of an older one. `card` gives its README.md, told how the main model's weights are stored.
+    pub(super) fn write(
+        &self,
+        directory: &Path,
+        card: impl FnOnce(WeightType) -> String,
+    ) -> Result<(), TrainError> {
+        let beside = sibling(directory, "partial");
+        remove(&beside)?;
+        std::fs::create_dir_all(&beside).map_err(TrainError::io(&beside))?;
+        let weights = self.write_main_model(&beside)?;
+        self.write_fgram_model(&beside)?;
+        new_file::write(&beside.join("README.md"), card(weights).as_bytes())
+            .map_err(TrainError::io(&beside.join("README.md")))?;
+        let old = sibling(directory, "old");
+        remove(&old)?;
+        if directory.exists() {
+            std::fs::rename(directory, &old).map_err(TrainError::io(directory))?;
+        }
+        std::fs::rename(&beside, directory).map_err(TrainError::io(directory))?;
+        remove(&old)
     }
-    write_weights(&beside.join("model.safetensors"), &main_values, dtype_of(main_dtype))?;
-    if let (Some(set), Some(fgram)) =
-        (set, config.fgram_config(tokenizer.vocab_size(), set.map_or(2, |set| set.policy().max_n)))
-    {
-        let fgram_directory = beside.join("fgram_model");
-        std::fs::create_dir_all(&fgram_directory).map_err(TrainError::io(&fgram_directory))?;
-        let mut value = hugging_face(&fgram.decoder, eos, &config.checkpoint.dtype)?;
+
+    /// Shape, tokenizer, settings and weights; returns how these are stored.
+    fn write_main_model(&self, directory: &Path) -> Result<WeightType, TrainError> {
+        let (tokenizer, eos) = (self.dataset.tokenizer(), self.dataset.eos());
+        let values = self.parameters.values("main");
+        // A model that others serve beside this one has to stay what it is, whatever the f-gram model is stored as.
+        let weights = match self.config.train.freeze {
+            Some(Freeze::Main) => exact_type(&values)?,
+            None => self.config.checkpoint.dtype,
+        };
+        let main = self.config.model_config(tokenizer.vocab_size());
+        write_json(&directory.join("config.json"), &hugging_face(&main, eos, weights)?)?;
+        let generation = json!({ "bos_token_id": eos, "eos_token_id": eos });
+        write_json(&directory.join("generation_config.json"), &generation)?;
+        let source = self.dataset.directory().join("tokenizer.json");
+        let text = std::fs::read(&source).map_err(TrainError::io(&source))?;
+        new_file::write(&directory.join("tokenizer.json"), &text)
+            .map_err(TrainError::io(&directory.join("tokenizer.json")))?;
+        let eos_token = tokenizer.id_to_token(eos).unwrap_or_default();
+        let tokenizer_config = json!({
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": eos_token,
+            "eos_token": eos_token,
+            "model_max_length": main.max_position_embeddings,
+            "clean_up_tokenization_spaces": false,
+        });
+        write_json(&directory.join("tokenizer_config.json"), &tokenizer_config)?;
+        if let Some(settings) = &self.settings {
+            copy_settings(settings, directory)?;
+        }
+        write_weights(&directory.join("model.safetensors"), &values, weights)?;
+        Ok(weights)
+    }
+
+    /// The f-gram model and `scone.json`; nothing for a baseline.
+    fn write_fgram_model(&self, directory: &Path) -> Result<(), TrainError> {
+        let vocab_size = self.dataset.tokenizer().vocab_size();
+        let Some(set) = self.set else { return Ok(()) };
+        let Some(fgram) = self.config.fgram_config(vocab_size, set.policy().max_n) else { return Ok(()) };
+        let own = directory.join("fgram_model");
+        std::fs::create_dir_all(&own).map_err(TrainError::io(&own))?;
+        let weights = self.config.checkpoint.dtype;
+        let mut value = hugging_face(&fgram.decoder, self.dataset.eos(), weights)?;
         value["residual_output"] = fgram.residual_output.into();
         value["own_embedding"] = fgram.own_embedding.into();
         value["output_size"] = json!(fgram.output_size);
-        write_json(&fgram_directory.join("config.json"), &value)?;
-        write_weights(&fgram_directory.join("model.safetensors"), &parameters.values("fgram"), dtype)?;
+        write_json(&own.join("config.json"), &value)?;
+        write_weights(&own.join("model.safetensors"), &self.parameters.values("fgram"), weights)?;
         let scone = SconeConfig {
             max_n: set.policy().max_n,
             fgrams_sha256: set.sha256(),
@@ -70,42 +98,42 @@ pub(super) fn write(
             baseline: None,
             adapters: Vec::new(),
         };
-        write_json(&beside.join("scone.json"), &serde_json::to_value(scone).map_err(json_error(directory))?)?;
+        write_json(
+            &directory.join("scone.json"),
+            &serde_json::to_value(scone).map_err(json_error(directory))?,
+        )
     }
-    new_file::write(&beside.join("README.md"), card.as_bytes())
-        .map_err(TrainError::io(&beside.join("README.md")))?;
-    let old = sibling(directory, "old");
-    remove(&old)?;
-    if directory.exists() {
-        std::fs::rename(directory, &old).map_err(TrainError::io(directory))?;
-    }
-    std::fs::rename(&beside, directory).map_err(TrainError::io(directory))?;
-    remove(&old)
-}
 
-fn dtype_of(name: &str) -> DType {
-    match name {
-        "f32" => DType::F32,
-        "bf16" => DType::BF16,
-        _ => DType::F16,
+    /// The card of a run that has just ended and was not measured yet.
+    pub(super) fn card(&self, run: &Path, weights: WeightType) -> Card {
+        Card {
+            config: self.config.clone(),
+            vocab_size: self.dataset.tokenizer().vocab_size(),
+            weights,
+            corpus_tokens: Some(self.dataset.train().tokens).filter(|_| self.config.data.corpora.is_empty()),
+            history: History::read(run).ok(),
+            results: None,
+            against: None,
+            environment: Card::environment(run).ok().flatten(),
+        }
     }
 }
 
 /// The shortest type that holds all of these numbers as they are.
-fn exact_dtype(tensors: &BTreeMap<String, Tensor>) -> Result<&'static str, TrainError> {
+fn exact_type(tensors: &BTreeMap<String, Tensor>) -> Result<WeightType, TrainError> {
     let bits = |tensor: &Tensor| -> candle_core::Result<Vec<u32>> {
         let numbers = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         Ok(numbers.into_iter().map(f32::to_bits).collect())
     };
-    'types: for name in ["f16", "bf16"] {
+    'types: for weights in [WeightType::F16, WeightType::Bf16] {
         for tensor in tensors.values() {
-            if bits(&tensor.to_dtype(dtype_of(name))?)? != bits(tensor)? {
+            if bits(&tensor.to_dtype(weights.dtype())?)? != bits(tensor)? {
                 continue 'types;
             }
         }
-        return Ok(name);
+        return Ok(weights);
     }
-    Ok("f32")
+    Ok(WeightType::F32)
 }
 
 fn sibling(directory: &Path, suffix: &str) -> PathBuf {
@@ -134,13 +162,8 @@ fn write_json(path: &Path, value: &Value) -> Result<(), TrainError> {
 }
 
 /// A `config.json` with what `transformers` wants besides the shape.
-fn hugging_face(config: &Config, eos: u32, dtype: &str) -> Result<Value, TrainError> {
+fn hugging_face(config: &Config, eos: u32, weights: WeightType) -> Result<Value, TrainError> {
     let mut value = serde_json::to_value(config).map_err(json_error(Path::new("config.json")))?;
-    let dtype = match dtype {
-        "f32" => "float32",
-        "bf16" => "bfloat16",
-        _ => "float16",
-    };
     for (field, extra) in [
         ("architectures", json!(["LlamaForCausalLM"])),
         ("hidden_act", json!("silu")),
@@ -148,23 +171,9 @@ fn hugging_face(config: &Config, eos: u32, dtype: &str) -> Result<Value, TrainEr
         ("mlp_bias", json!(false)),
         ("bos_token_id", json!(eos)),
         ("eos_token_id", json!(eos)),
-        ("torch_dtype", json!(dtype)),
+        ("torch_dtype", json!(weights.torch_name())),
     ] {
         value[field] = extra;
     }
     Ok(value)
-}
-
-/// The card of a run that has just ended and was not measured yet.
-pub(super) fn card(config: &RunConfig, dataset: &Dataset, run: &Path) -> String {
-    let card = Card {
-        config: config.clone(),
-        vocab_size: dataset.tokenizer().vocab_size(),
-        corpus_tokens: Some(dataset.train().tokens),
-        history: History::read(run).ok(),
-        results: None,
-        against: None,
-        environment: Card::environment(run).ok().flatten(),
-    };
-    card.render()
 }

@@ -30,8 +30,11 @@ impl JointModel {
         if config.train.freeze == Some(Freeze::Main) {
             parameters.freeze("main");
         }
-        Self::build(config, vocab_size, max_n, &mut |part, name, shape, layers| {
-            parameters.create(part, name, shape, layers)
+        let residual = config.fgram.as_ref().is_some_and(|fgram| fgram.residual_output);
+        Self::build(config, vocab_size, max_n, &mut |part, name, shape, layers| match name {
+            // What is added to the last token's embedding is nothing at first.
+            "output_gain" | "output_proj.weight" if residual => parameters.create_zeros(part, name, shape),
+            _ => parameters.create(part, name, shape, layers),
         })
     }
 

@@ -28,7 +28,7 @@ pub use config::{
     CheckpointConfig, CorpusConfig, DataConfig, Documents, FgramSection, Freeze, ModelSection,
     OptimizerConfig, RunConfig, SamplesConfig, ValidationConfig,
 };
-pub use cost::{Costs, FgramWork, inference_flops};
+pub use cost::{Costs, FgramWork, StoredBytes, Work, inference_flops};
 pub use data::{Batch, Batches, Corpora, Corpus, HeldOut};
 pub use error::TrainError;
 pub use grams::{BatchGrams, unique_grams};

@@ -31,7 +31,7 @@ impl Parameters {
         self.frozen.as_ref().is_some_and(|part| name.starts_with(part))
     }
 
-    /// Makes the parameter `part/name` at its initial value: norms 1, gains and the output projection 0, other matrices
+    /// Makes the parameter `part/name` at its initial value: norms 1, matrices
     /// normal; those that write to the residual stream narrower by the root of their number (Radford et al., 2019, section 2.3).
     ///
     /// The value depends on seed and name alone, so a SCONE model and its baseline start from the same main model.
@@ -49,13 +49,23 @@ impl Parameters {
         let len: usize = shape.iter().product();
         let data = if name.ends_with("norm.weight") {
             vec![1.0; len]
-        } else if name.ends_with("output_gain") || name.ends_with("output_proj.weight") {
-            vec![0.0; len]
         } else {
             let residual = name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight");
             let std = if residual { self.std / (2.0 * layers as f64).sqrt() } else { self.std };
             normal(self.seed, &name, std, len)
         };
+        self.insert(name, data, shape)
+    }
+
+    /// Makes the parameter `part/name` of zeros.
+    ///
+    /// # Errors
+    /// As [`Parameters::create`].
+    pub fn create_zeros(&mut self, part: &str, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        self.insert(format!("{part}/{name}"), vec![0.0; shape.iter().product()], shape)
+    }
+
+    fn insert(&mut self, name: String, data: Vec<f32>, shape: &[usize]) -> Result<Tensor, ModelError> {
         let var = Var::from_vec(data, shape, &Device::Cpu)?;
         let tensor = if self.is_frozen(&name) { var.as_detached_tensor() } else { var.as_tensor().clone() };
         self.vars.insert(name, var);

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::report::read_updates;
 use super::{Costs, Progress, TrainError};
 use crate::new_file;
 
@@ -18,7 +19,7 @@ pub struct Results {
     /// How the run went.
     #[serde(flatten)]
     pub history: History,
-    /// Tokens of the training splits of all corpora.
+    /// Tokens of the training splits of all corpora together.
     pub corpus_tokens: u64,
     /// F-grams of the set; 0 for a baseline.
     pub fgrams: u64,
@@ -152,13 +153,13 @@ impl History {
     /// Where it is not there or holds no update; a line that a kill has cut is passed over.
     pub fn read(run: &Path) -> Result<Self, TrainError> {
         let path = run.join("metrics.jsonl");
-        let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path))?;
-        let lines: Vec<Progress> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let lines = read_updates(&path)?;
         Self::of(&lines).ok_or(TrainError::Config { path, why: "there is no update in it".into() })
     }
 
-    fn of(lines: &[Progress]) -> Option<Self> {
-        let last = lines.last()?;
+    /// Of a run's lines; `None` where there is no update among them.
+    pub(super) fn of(lines: &[Progress]) -> Option<Self> {
+        let last = lines.iter().rfind(|line| line.loss.is_some())?;
         let update = last.tokens as f64 / last.step as f64;
         let seconds: f64 =
             lines.iter().filter(|line| line.loss.is_some()).map(|line| update / line.tokens_per_second).sum();
@@ -204,5 +205,6 @@ mod tests {
         assert_eq!((history.seconds, history.tokens_per_second), (7.0, 300.0 / 7.0));
         assert_eq!((history.best_step, history.best_loss), (Some(2), Some(2.0)));
         assert!(History::of(&[]).is_none());
+        assert!(History::of(&[Progress { loss: None, ..line(0, Some(3.0), 0.0) }]).is_none());
     }
 }

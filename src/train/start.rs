@@ -11,12 +11,17 @@ use crate::tokenizer::Tokenizer;
 
 impl RunConfig {
     /// Gives the run the shape of the model that it starts from, if it starts from one: the main model's, and the f-gram
-    /// model's where both have one. Once is enough, and twice changes nothing.
+    /// model's where both have one. Once is enough, and twice changes nothing. Where a run went on `before` from the same
+    /// model, its configuration says it all.
     ///
     /// # Errors
     /// Where the model cannot be read or trained, or the configuration asks for another shape.
-    pub fn take_shape(&mut self) -> Result<(), TrainError> {
+    pub fn take_shape(&mut self, before: Option<&Self>) -> Result<(), TrainError> {
         let Some(path) = self.model.init_from.clone() else { return Ok(()) };
+        if let Some(before) = before.filter(|before| before.model.init_from.as_ref() == Some(&path)) {
+            self.take_left_out(before);
+            return Ok(());
+        }
         let source = ModelDirectory::open(&path)?;
         let error = |why: String| TrainError::Config { path: path.clone(), why };
         trainable(source.config()).map_err(error)?;
@@ -28,6 +33,22 @@ impl RunConfig {
             self.check_fgrams(&config).map_err(error)?;
         }
         Ok(())
+    }
+
+    /// Takes over what was left out of the shape; what is said otherwise stays, and a run does not go on with it.
+    fn take_left_out(&mut self, before: &Self) {
+        let vocab_size = before.model.vocab_size.unwrap_or_default();
+        let main = before.model_config(vocab_size);
+        let mut model = self.model.clone();
+        if model.take(&main).is_ok() {
+            self.model = model;
+        }
+        if let (Some(fgram), Some(source)) = (&mut self.fgram, before.fgram_config(vocab_size, 2)) {
+            let mut taken = fgram.clone();
+            if taken.take(&source, &main).is_ok() {
+                *fgram = taken;
+            }
+        }
     }
 
     /// Whether the f-gram model that the configuration describes is of the given shape, K and vocabulary aside.
@@ -82,7 +103,7 @@ impl FgramSection {
         self.intermediate_size =
             self.intermediate_size.or((inner != main.intermediate_size).then_some(inner));
         self.hidden_size = self.hidden_size.or(source.output_size.map(|_| decoder.hidden_size));
-        take("layers in [fgram]", &mut self.layers, &super::config::two(), decoder.num_hidden_layers)?;
+        take("layers in [fgram]", &mut self.layers, &FgramSection::LAYERS, decoder.num_hidden_layers)?;
         take("residual_output", &mut self.residual_output, &true, source.residual_output)?;
         take("own_embedding", &mut self.own_embedding, &false, source.own_embedding)
     }

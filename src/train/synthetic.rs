@@ -2,7 +2,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 
-use super::{JointModel, Parameters, RunConfig, TrainError, export};
+use super::export::Export;
+use super::{JointModel, Parameters, RunConfig, TrainError};
 use crate::corpus::Dataset;
 use crate::fgram::{FgramSet, parquet};
 use crate::model::{ModelDirectory, ModelError};
@@ -40,8 +41,10 @@ pub fn synthesize(
     std::fs::create_dir_all(directory).map_err(TrainError::io(directory))?;
     let [baseline, scone] = ["baseline", "scone"].map(|name| directory.join(name));
     let plain = RunConfig { fgram: None, ..config.clone() };
-    export::write(&baseline, &plain, &dataset, None, &parameters, CARD)?;
-    export::write(&scone, config, &dataset, Some(&set), &parameters, CARD)?;
+    for (config, set, directory) in [(&plain, None, &baseline), (config, Some(&set), &scone)] {
+        let export = Export { config, settings: None, dataset: &dataset, set, parameters: &parameters };
+        export.write(directory, |_| CARD.to_owned())?;
+    }
     write_table(&ModelDirectory::open(&scone)?, &set, row_type)?;
     Ok([baseline, scone])
 }

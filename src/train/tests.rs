@@ -28,6 +28,18 @@ fn config(fgrams: bool) -> RunConfig {
     config
 }
 
+/// A baseline, and f-gram models of each form.
+fn kinds() -> [RunConfig; 4] {
+    let own = |residual| {
+        let mut config = config(true);
+        if let Some(fgram) = &mut config.fgram {
+            (fgram.own_embedding, fgram.hidden_size, fgram.residual_output) = (true, Some(8), residual);
+        }
+        config
+    };
+    [config(false), config(true), own(true), own(false)]
+}
+
 /// A batch whose matches are as long as a window allows, up to 4, so that f-grams of every length occur, some twice.
 fn batch() -> Batch {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(3);
@@ -41,10 +53,11 @@ fn batch() -> Batch {
 fn model(config: &RunConfig) -> (JointModel, Parameters) {
     let mut parameters = Parameters::new(5, config.model.init_std);
     let model = JointModel::create(config, VOCABULARY, 4, &mut parameters).unwrap();
-    // At its initial value of 0 the gain would hide the f-gram model.
-    if let Some(gain) = parameters.get("fgram/output_gain") {
-        let values: Vec<f32> = (0..gain.elem_count()).map(|i| 0.3 + 0.05 * i as f32).collect();
-        gain.set(&Tensor::from_vec(values, gain.shape(), &Device::Cpu).unwrap()).unwrap();
+    // At its initial value of 0 what is added to the token embedding would hide the f-gram model.
+    for name in ["fgram/output_gain", "fgram/output_proj.weight"] {
+        let Some(var) = parameters.get(name) else { continue };
+        let values: Vec<f32> = (0..var.elem_count()).map(|i| 0.3 + 0.05 * (i % 19) as f32).collect();
+        var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap()).unwrap();
     }
     (model, parameters)
 }
@@ -53,14 +66,30 @@ fn loss(model: &JointModel, batch: &Batch) -> f64 {
     f64::from(model.loss(batch).unwrap().to_scalar::<f32>().unwrap())
 }
 
+/// The residual forms begin as the baseline, the other with rows that are not nothing.
+#[test]
+fn rows_begin_at_their_last_tokens_embedding_or_at_chance() {
+    let first = |config: &RunConfig| {
+        let mut parameters = Parameters::new(5, config.model.init_std);
+        loss(&JointModel::create(config, VOCABULARY, 4, &mut parameters).unwrap(), &batch())
+    };
+    let [baseline, shared, own, normed] = kinds().map(|config| first(&config));
+    assert_eq!([shared, own], [baseline; 2]);
+    let mut parameters = Parameters::new(5, 0.3);
+    JointModel::create(&kinds()[3], VOCABULARY, 4, &mut parameters).unwrap();
+    let projection = parameters.get("fgram/output_proj.weight").unwrap().sqr().unwrap();
+    assert!(normed != baseline && projection.sum_all().unwrap().to_scalar::<f32>().unwrap() > 1.0);
+}
+
 /// Along its own gradient g a loss grows by |g| a unit: a central difference in that direction must give the norm.
 #[test]
 fn every_parameter_receives_its_gradient() {
-    for fgrams in [false, true] {
-        let (model, parameters) = model(&config(fgrams));
+    for config in kinds() {
+        let (model, parameters) = model(&config);
         let batch = batch();
         let gradients = model.loss(&batch).unwrap().backward().unwrap();
-        assert_eq!(parameters.iter().any(|(name, _)| name.starts_with("fgram/")), fgrams);
+        let fgrams = parameters.iter().any(|(name, _)| name.starts_with("fgram/"));
+        assert_eq!(fgrams, config.fgram.is_some());
         for (name, var) in parameters.iter() {
             let gradient = gradients.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
             let norm = gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
@@ -85,30 +114,10 @@ fn every_parameter_receives_its_gradient() {
 
 #[test]
 fn recomputing_blocks_changes_no_bit_of_a_gradient() {
-    let mut own = config(true);
-    if let Some(fgram) = &mut own.fgram {
-        (fgram.own_embedding, fgram.hidden_size) = (true, Some(8));
-    }
-    for mut config in [config(false), config(true), own] {
+    for mut config in kinds() {
         let [direct, again] = [false, true].map(|recompute| {
             config.train.recompute = recompute;
             let (model, parameters) = model(&config);
-            // At its initial value of 0 the projection would hide the f-gram model.
-            if let Some(projection) = parameters.get("fgram/output_proj.weight") {
-                projection
-                    .set(
-                        &parameters
-                            .get("main/model.embed_tokens.weight")
-                            .unwrap()
-                            .narrow(0, 0, 16)
-                            .unwrap()
-                            .narrow(1, 0, 8)
-                            .unwrap()
-                            .contiguous()
-                            .unwrap(),
-                    )
-                    .unwrap();
-            }
             let loss = model.loss(&batch()).unwrap();
             let nodes = loss.sorted_nodes().len();
             let gradients = loss.backward().unwrap();
@@ -206,17 +215,6 @@ fn unique_grams_cover_every_position_once() {
     assert!(seen.len() < unique.hits, "no f-gram occurs twice: the test shows nothing");
     let lengths: Vec<usize> = (0..unique.grams.len()).map(|i| unique.grams.get(i).len()).collect();
     assert!(lengths.is_sorted(), "grouped by length");
-}
-
-#[test]
-fn a_gain_of_zero_starts_as_the_baseline() {
-    let batch = batch();
-    let losses = [false, true].map(|fgrams| {
-        let config = config(fgrams);
-        let mut parameters = Parameters::new(5, config.model.init_std);
-        loss(&JointModel::create(&config, VOCABULARY, 4, &mut parameters).unwrap(), &batch)
-    });
-    assert_eq!(losses[0], losses[1]);
 }
 
 /// The loss of a window is the mean over its prefixes of what [`JointModel::next_logits`] gives the token that follows.

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Device, Tensor};
-use scone::model::{Config, write_weights};
+use candle_core::{Device, Tensor};
+use scone::model::{Config, WeightType, write_weights};
 use scone::tokenizer::train_bpe;
 
 /// A model as the tests make it.
@@ -103,7 +103,7 @@ pub(crate) fn make(config: Config) -> Made {
 
 impl Made {
     /// As a Hugging Face directory.
-    pub(crate) fn write_directory(&self, directory: &Path, dtype: DType) {
+    pub(crate) fn write_directory(&self, directory: &Path, dtype: WeightType) {
         std::fs::create_dir_all(directory).unwrap();
         std::fs::write(directory.join("config.json"), serde_json::to_string(&self.config).unwrap()).unwrap();
         std::fs::write(directory.join("tokenizer.json"), &self.tokenizer).unwrap();

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use scone::corpus::{Dataset, Input, MineOptions, PrepareOptions, TokenizerSource, mine, prepare, tag};
 use scone::fgram::parquet;
+use scone::model::WeightType;
 use scone::train::{ModelSection, RunConfig};
 
 /// A small corpus, mined and tagged.
@@ -66,7 +67,7 @@ impl Data {
         config.validation.every = 4;
         config.validation.tokens = 200;
         config.checkpoint.every = 5;
-        config.checkpoint.dtype = "f32".into();
+        config.checkpoint.dtype = WeightType::F32;
         match &mut config.fgram {
             Some(fgram) if fgrams => fgram.set = self.directory.path().join("fgrams.parquet"),
             _ => config.fgram = None,

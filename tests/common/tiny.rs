@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use rand::{RngExt, SeedableRng};
 use scone::fgram::{FgramSet, Policy, rank_order};
 use scone::kernels::Pool;
 use scone::model::{
-    Config, FgramConfig, FgramModel, MainModel, ModelDirectory, Runtime, SconeConfig, Shard, build_table,
-    write_weights,
+    Config, FgramConfig, FgramModel, MainModel, ModelDirectory, Runtime, SconeConfig, Shard, WeightType,
+    build_table, write_weights,
 };
 use scone::table::{RowFormat, RowType};
 use scone::tokenizer::{Tokenizer, train_bpe};
@@ -111,7 +111,7 @@ pub fn write(directory: &Path, seed: u64, row_type: RowType) -> ModelDirectory {
     let mut get = random(seed, &mut tensors);
     MainModel::new(&main, &mut |name, shape| Ok(get(name, shape))).unwrap();
     drop(get);
-    write_weights(&directory.join("model.safetensors"), &tensors, DType::F32).unwrap();
+    write_weights(&directory.join("model.safetensors"), &tensors, WeightType::F32).unwrap();
 
     let fgram = FgramConfig {
         decoder: Config { max_position_embeddings: 4, ..config(tokenizer.vocab_size(), 2) },
@@ -124,7 +124,7 @@ pub fn write(directory: &Path, seed: u64, row_type: RowType) -> ModelDirectory {
     let mut get = random(seed + 1, &mut tensors);
     FgramModel::new(&fgram, &mut |name, shape| Ok(get(name, shape))).unwrap();
     drop(get);
-    write_weights(&directory.join("fgram_model/model.safetensors"), &tensors, DType::F32).unwrap();
+    write_weights(&directory.join("fgram_model/model.safetensors"), &tensors, WeightType::F32).unwrap();
 
     let scone = SconeConfig {
         max_n: 4,

@@ -9,8 +9,8 @@ use crate::cli::progress_bar;
 use crate::model::{Model, ModelDirectory, Shard, Span, build_table, likelihoods, perplexity};
 use crate::table::RowFormat;
 use crate::train::{
-    Corpora, Costs, FgramWork, HeldOut, History, ParameterCounts, Results, RunConfig, TextResult,
-    ValidationResult, words_and_line_ends,
+    Corpora, Costs, HeldOut, History, ParameterCounts, Results, RunConfig, StoredBytes, TextResult,
+    ValidationResult, Work, words_and_line_ends,
 };
 
 /// A text to be scored.
@@ -49,9 +49,7 @@ impl Measured {
             history.steps,
             config.train.steps
         );
-        if let Some(dataset) = &args.dataset {
-            config.data.dataset.clone_from(dataset);
-        }
+        move_datasets(&mut config, &args.dataset)?;
         if let (Some(fgram), Some(path)) = (&mut config.fgram, &args.fgrams) {
             fgram.set.clone_from(path);
         }
@@ -169,21 +167,17 @@ impl Measured {
         let config = &self.config;
         let vocab_size = self.directory.config().vocab_size;
         let max_n = self.corpora.set().map_or(1, |set| set.policy().max_n);
-        let work = match self.corpora.set() {
-            Some(set) => {
-                let batches = self.corpora.training(config)?;
-                let passes = self.history.steps * config.train.accumulate as u64;
-                Some(FgramWork::count(config, &batches, set, passes)?)
-            }
-            None => None,
-        };
+        let passes = self.history.steps * config.train.accumulate as u64;
+        let work = Work::count(config, &self.corpora.training(config)?, self.corpora.set(), passes)?;
         let main = config.model_config(vocab_size);
         let parameters = ParameterCounts {
             main: main.parameters(),
             fgram: config.fgram_config(vocab_size, max_n).map_or(0, |fgram| fgram.parameters()),
             non_embedding: main.decoder_parameters(),
         };
-        let costs = Costs::of_run(config, vocab_size, max_n, self.history.tokens, table_bytes, work);
+        let weight = self.directory.weight_type().unwrap_or(config.checkpoint.dtype).bytes();
+        let stored = StoredBytes { weight, table: table_bytes };
+        let costs = Costs::of_run(config, vocab_size, max_n, self.history.tokens, stored, work);
         Ok(Results {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             seed: config.seed,
@@ -198,6 +192,19 @@ impl Measured {
             costs,
         })
     }
+}
+
+/// Puts the datasets where they are now in place of those that the run had.
+fn move_datasets(config: &mut RunConfig, now: &[PathBuf]) -> Result<()> {
+    let corpora = config.data.corpora.iter_mut().map(|corpus| &mut corpus.dataset);
+    let before: Vec<&mut PathBuf> = std::iter::once(&mut config.data.dataset).chain(corpora).collect();
+    ensure!(
+        now.is_empty() || now.len() == before.len(),
+        "the run is of {} datasets: give --dataset for each, in the order of its config.toml",
+        before.len()
+    );
+    before.into_iter().zip(now).for_each(|(before, now)| before.clone_from(now));
+    Ok(())
 }
 
 /// All targets of a sequence, given what is before each.

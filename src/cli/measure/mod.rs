@@ -46,9 +46,9 @@ pub struct Args {
     /// Remove the table afterwards if it had to be built
     #[arg(long)]
     discard_table: bool,
-    /// Where the dataset is, if not where the run's config.toml has it
-    #[arg(long, env = "SCONE_DATASET", value_name = "DATASET")]
-    dataset: Option<PathBuf>,
+    /// Where the dataset is, if not where the run's config.toml has it; of a mixture all of them, in the run's order
+    #[arg(long, env = "SCONE_DATASET", value_name = "DATASET", value_delimiter = ',')]
+    dataset: Vec<PathBuf>,
     /// Where the f-gram set is, if not where the run's config.toml has it
     #[arg(long, env = "SCONE_FGRAMS", value_name = "FILE")]
     fgrams: Option<PathBuf>,

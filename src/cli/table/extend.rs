@@ -6,11 +6,12 @@ use std::time::Instant;
 use anyhow::{Context, bail, ensure};
 
 use super::super::{DEFAULT_MODEL, print, progress_bar};
-use super::build::{RowArgs, set_of};
+use super::build::set_of;
 use super::table_path;
 use crate::fgram::{FgramSet, parquet};
 use crate::model::{ModelDirectory, Shard, build_table, extend_directory};
 use crate::new_file;
+use crate::table::{RowFormat, RowType};
 
 /// Add f-grams of another corpus to a model's table, without training
 #[derive(Debug, clap::Args)]
@@ -30,8 +31,12 @@ pub(super) struct Args {
     /// The f-grams to add: a set mined with the model's tokenizer
     #[arg(long, env = "SCONE_FGRAMS", value_name = "FILE")]
     fgrams: PathBuf,
-    #[command(flatten)]
-    rows: RowArgs,
+    /// The type of rows: f32, f16, bf16, int8 or int4 [default: that of the model's own table]
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<RowType>,
+    /// Start every row at a multiple of so many bytes (a power of two up to 4096) [default: as in the model's own table]
+    #[arg(long, value_name = "BYTES")]
+    row_align: Option<usize>,
     /// The directory to make
     #[arg(long, short, value_name = "DIR")]
     output: PathBuf,
@@ -45,7 +50,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if !table.exists() {
         bail!("{} is not there yet: build the model's own table first", table.display());
     }
-    let old = set_of(&directory.open_table(&table)?)?;
+    let own = directory.open_table(&table)?;
+    let (old, format) = (set_of(&own)?, own.row_format());
+    let format = RowFormat {
+        row_type: args.dtype.unwrap_or(format.row_type),
+        align: args.row_align.unwrap_or(format.align),
+        ..format
+    };
+    format.stride().map_err(anyhow::Error::msg)?;
     let new = parquet::read_with(&args.fgrams, old.policy())?;
     let set = old.union(&new).with_context(|| args.fgrams.display().to_string())?;
     let added = set.len() - old.len();
@@ -53,7 +65,6 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let larger = extend_directory(&directory, &set, &args.output)?;
     parquet::write(&set, args.output.join("fgrams.parquet"))?;
     write_card(args, &old, added)?;
-    let format = args.rows.format(larger.config().hidden_size);
     let output = larger.table_path().context("scone.json is gone")?;
     let bar = progress_bar(set.len() as u64, "embedding f-grams [{bar:40}] {pos}/{len} {per_sec} {eta}");
     build_table(&larger, &set, format, Shard::WHOLE, &output, &mut |rows| bar.inc(rows))?;

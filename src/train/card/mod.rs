@@ -12,7 +12,7 @@ use serde_json::Value;
 pub use section::CardSection;
 
 use super::{History, Results, RunConfig, TrainError};
-use crate::model::ModelDirectory;
+use crate::model::{ModelDirectory, WeightType};
 
 /// What a card is made of. What is not known is left out of it.
 #[derive(Clone, Debug)]
@@ -21,7 +21,9 @@ pub struct Card {
     pub config: RunConfig,
     /// Tokens that the tokenizer knows.
     pub vocab_size: usize,
-    /// Tokens of the training split.
+    /// How the main model's weights are stored.
+    pub weights: WeightType,
+    /// Tokens of the training split, where it is one.
     pub corpus_tokens: Option<u64>,
     /// How the run went.
     pub history: Option<History>,
@@ -55,10 +57,15 @@ impl Card {
                 )));
             }
         }
+        let model = ModelDirectory::open(&run.join("model"))?;
+        // How far through it the run came: of a mixture each corpus has gone another way.
+        let corpus_tokens = results.as_ref().map(|results| results.corpus_tokens);
+        let corpus_tokens = corpus_tokens.filter(|_| config.data.corpora.is_empty());
         Ok(Self {
+            weights: model.weight_type().unwrap_or(config.checkpoint.dtype),
             config,
-            vocab_size: ModelDirectory::open(&run.join("model"))?.config().vocab_size,
-            corpus_tokens: results.as_ref().map(|results| results.corpus_tokens),
+            vocab_size: model.config().vocab_size,
+            corpus_tokens,
             history,
             results,
             against: other,
@@ -90,6 +97,12 @@ impl Card {
         let mut recipe = self.config.clone();
         recipe.card = None;
         recipe.data.dataset = name(&recipe.data.dataset);
+        for corpus in &mut recipe.data.corpora {
+            corpus.dataset = name(&corpus.dataset);
+        }
+        if let Some(source) = &mut recipe.model.init_from {
+            *source = name(source);
+        }
         if let Some(fgram) = &mut recipe.fgram {
             fgram.set = name(&fgram.set);
         }
@@ -114,7 +127,7 @@ impl Card {
             main.kv_heads(),
             number(self.vocab_size as f64),
             number(self.config.model.context as f64),
-            self.config.checkpoint.dtype
+            self.weights
         );
         // Of the set's K its parameters do not depend.
         if let Some(fgram) = self.config.fgram_config(self.vocab_size, 2) {
@@ -147,7 +160,14 @@ impl Card {
                 let epochs = history.tokens as f64 / all as f64;
                 format!(" of a training split of {} ({epochs:.2} epochs)", number(all as f64))
             });
-            lines.push(format!("Trained on {} tokens{of}.", number(history.tokens as f64)));
+            let start = self.config.model.init_from.as_ref().map_or_else(String::new, |source| {
+                let name = source.file_name().unwrap_or_default().to_string_lossy();
+                let frozen = self.config.train.freeze.map_or("", |_| ", whose main model stayed as it was");
+                format!(
+                    " It started from the trained model `{name}`{frozen}; what that had seen is not counted."
+                )
+            });
+            lines.push(format!("Trained on {} tokens{of}.{start}", number(history.tokens as f64)));
         }
         if lines.is_empty() { String::new() } else { format!("## Data\n\n{}\n\n", lines.join("\n\n")) }
     }

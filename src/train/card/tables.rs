@@ -123,8 +123,12 @@ pub(super) fn environment(environment: &Value) -> String {
     let mut lines: Vec<String> = Vec::new();
     for start in environment["starts"].as_array().into_iter().flatten() {
         let text = |field: &str| start[field].as_str().unwrap_or("unknown").to_owned();
+        let processes = match start["processes"].as_u64() {
+            Some(processes) if processes > 1 => format!("{processes} processes, the first with "),
+            _ => String::new(),
+        };
         let line = format!(
-            "- scone {}, {} threads of {} ({}), {}",
+            "- scone {}, {processes}{} threads of {} ({}), {}",
             text("version"),
             start["threads"],
             text("cpu"),

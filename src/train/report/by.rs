@@ -239,10 +239,14 @@ impl Grid<'_> {
     }
 }
 
-/// In what settings runs differ, the seed left out.
+/// In what settings runs differ, the seed left out and what says nothing of their steps.
 fn other_settings(runs: &[&RunRecord]) -> Vec<String> {
     let all: BTreeSet<String> = differing(runs).into_iter().flat_map(BTreeMap::into_keys).collect();
-    all.into_iter().filter(|path| path != "seed").collect()
+    all.into_iter().filter(|path| path != "seed" && !unseen(path)).collect()
+}
+
+fn unseen(path: &str) -> bool {
+    ["checkpoint.", "samples.", "card."].iter().any(|section| path.starts_with(section))
 }
 
 fn capitalized(text: &str) -> String {

@@ -37,7 +37,8 @@ pub(super) fn curves(name: &str, updates: &[Progress]) -> String {
         lines,
     };
     let small = |label: &str, value: fn(&Progress) -> f64| {
-        let points = blocks(updates, |update| Some(value(update)));
+        // What was validated before the first update has neither.
+        let points = blocks(updates, |update| update.loss.and(Some(value(update))));
         let shown = points.iter().flat_map(|point| [point.low, point.high]);
         let y = Axis::fitting(label, shown);
         let lines = vec![Line { label: String::new(), form: Form::Curve, points }];

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::field;
-use crate::train::{Progress, TrainError};
+use crate::train::{History, Progress, TrainError};
 
 /// A run as its directory tells it, whether it has ended or not.
 pub struct RunRecord {
@@ -79,12 +79,9 @@ impl RunRecord {
 
     /// The paths of all numbers that [`Self::number`] finds.
     pub(super) fn paths(&self) -> Vec<String> {
-        let (mut paths, mut settings) = (Vec::new(), Vec::new());
-        leaves("", &self.figures, &mut paths);
-        leaves("", &self.config, &mut settings);
-        paths
+        leaves(&self.figures)
             .into_iter()
-            .chain(settings)
+            .chain(leaves(&self.config))
             .map(|(path, _)| path)
             .filter(|path| self.number(path).is_some())
             .collect()
@@ -92,20 +89,18 @@ impl RunRecord {
 
     /// The settings of `config.toml`, each with its value as text; of a path only the file's name.
     pub(super) fn settings(&self) -> Vec<(String, String)> {
-        let mut found = Vec::new();
-        leaves("", &self.config, &mut found);
         let text = |value: &Value| match value {
             Value::String(text) => Path::new(text)
                 .file_name()
                 .map_or_else(|| text.clone(), |name| name.to_string_lossy().into_owned()),
             other => other.to_string(),
         };
-        found.into_iter().map(|(path, value)| (path, text(value))).collect()
+        leaves(&self.config).into_iter().map(|(path, value)| (path, text(value))).collect()
     }
 }
 
 /// Reads `metrics.jsonl`. Lines that are none, such as one that is just being written, are left out.
-pub(super) fn read_updates(path: &Path) -> Result<Vec<Progress>, TrainError> {
+pub(in crate::train) fn read_updates(path: &Path) -> Result<Vec<Progress>, TrainError> {
     let text = std::fs::read(path).map_err(TrainError::io(path))?;
     let lines = text.split(|byte| *byte == b'\n');
     Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
@@ -122,17 +117,17 @@ fn read_results(path: &Path) -> Result<Option<Value>, TrainError> {
 
 /// What follows from the updates alone.
 fn own_figures(updates: &[Progress]) -> Value {
-    let mut rates: Vec<f64> = updates.iter().map(|update| update.tokens_per_second).collect();
+    let trained = updates.iter().filter(|update| update.loss.is_some());
+    let mut rates: Vec<f64> = trained.map(|update| update.tokens_per_second).collect();
     rates.sort_by(f64::total_cmp);
-    let losses = updates.iter().filter_map(|update| Some((update.validation_loss?, update.step)));
-    let best = losses.min_by(|a, b| a.0.total_cmp(&b.0));
     let mut figures = json!({});
-    if let Some(last) = updates.last() {
-        figures["tokens"] = last.tokens.into();
-        // The median: a machine that had something else to do for a while does not count.
-        figures["tokens_per_second"] = rates[rates.len() / 2].into();
+    let Some(history) = History::of(updates) else { return figures };
+    figures["tokens"] = history.tokens.into();
+    // The median: a machine that had something else to do for a while does not count.
+    if let Some(median) = rates.get(rates.len() / 2) {
+        figures["tokens_per_second"] = (*median).into();
     }
-    if let Some((loss, step)) = best {
+    if let (Some(loss), Some(step)) = (history.best_loss, history.best_step) {
         figures["best"] = json!({ "loss": loss, "perplexity": loss.exp(), "step": step });
     }
     figures
@@ -178,15 +173,18 @@ fn merge(old: &mut Value, new: Value) {
     }
 }
 
-/// What is in a tree of objects and is none itself, with its path.
-fn leaves<'a>(path: &str, value: &'a Value, found: &mut Vec<(String, &'a Value)>) {
-    match value {
-        Value::Object(fields) => {
-            for (key, value) in fields {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                leaves(&path, value, found);
-            }
-        }
-        _ => found.push((path.to_owned(), value)),
-    }
+/// What is in a tree of objects and lists and is none itself, with its path.
+pub(in crate::train) fn leaves(value: &Value) -> Vec<(String, &Value)> {
+    let fields: Vec<(String, &Value)> = match value {
+        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), value)).collect(),
+        Value::Array(items) => items.iter().enumerate().map(|(i, item)| (i.to_string(), item)).collect(),
+        _ => return vec![(String::new(), value)],
+    };
+    let inner = |(key, value): (String, _)| {
+        let below = leaves(value).into_iter();
+        below.map(move |(path, value)| {
+            (if path.is_empty() { key.clone() } else { format!("{key}.{path}") }, value)
+        })
+    };
+    fields.into_iter().flat_map(inner).collect()
 }

@@ -60,6 +60,9 @@ impl Course<'_> {
     }
 
     fn save(&mut self, purpose: Purpose) -> Result<(), TrainError> {
+        if let Some(journal) = self.journal.as_ref().filter(|_| purpose.checkpoint) {
+            journal.sync()?;
+        }
         self.directory.as_mut().map_or(Ok(()), |directory| directory.save(self.trainer, purpose))
     }
 

@@ -4,8 +4,13 @@ use super::checkpoint::Snapshot;
 use super::claim::Claim;
 use super::keeper::Keeper;
 use super::{State, Trainer};
+use crate::model::copy_settings;
 use crate::new_file;
-use crate::train::{AdamW, Corpora, Parameters, RunConfig, TrainError, export};
+use crate::train::export::Export;
+use crate::train::{AdamW, Corpora, Parameters, RunConfig, TrainError};
+
+/// What the model says of itself that the run started from.
+const SETTINGS: &str = "settings";
 
 /// The files of a run. In a group rank 0 alone has them.
 pub(super) struct RunDirectory {
@@ -72,6 +77,18 @@ impl RunDirectory {
         new_file::write(&path, text.as_bytes()).map_err(TrainError::io(&path))
     }
 
+    /// Keeps what the model that the run starts from says of itself besides its shape, for the model to be made: the one it
+    /// started from may have gone away by then.
+    ///
+    /// # Errors
+    /// Where a file cannot be read or written.
+    pub(super) fn keep_settings(&self, config: &RunConfig) -> Result<(), TrainError> {
+        let Some(source) = &config.model.init_from else { return Ok(()) };
+        let kept = self.path.join(SETTINGS);
+        std::fs::create_dir_all(&kept).map_err(TrainError::io(&kept))?;
+        Ok(copy_settings(source, &kept)?)
+    }
+
     /// Begins to write what an update has to leave behind, if anything.
     ///
     /// # Errors
@@ -118,9 +135,9 @@ impl RunDirectory {
         let last = Snapshot::take(parameters, None, state)?;
         let (directory, best) = (self.path.join("model"), self.keeper.best());
         Snapshot::read(&best)?.restore(&best, parameters, None)?;
-        let (dataset, set) = (corpora.first(), corpora.set());
-        let card = export::card(config, dataset, &self.path);
-        export::write(&directory, config, dataset, set, parameters, &card)?;
+        let settings = Some(self.path.join(SETTINGS)).filter(|settings| settings.exists());
+        let export = Export { config, settings, dataset: corpora.first(), set: corpora.set(), parameters };
+        export.write(&directory, |weights| export.card(&self.path, weights).render())?;
         last.restore(&best, parameters, None)
     }
 }
@@ -128,10 +145,14 @@ impl RunDirectory {
 /// A checkpoint continues its own run only.
 fn continues(config: &RunConfig, path: &Path, state: &State) -> Result<(), TrainError> {
     let before: Option<RunConfig> = toml::from_str(&state.config).ok();
-    if before.is_some_and(|before| before.trains_like(config)) {
-        return Ok(());
-    }
-    let why = "it belongs to another configuration: --resume continues a run unchanged ([checkpoint] and [samples] may \
-               change); for other settings start a new --output";
-    Err(TrainError::Checkpoint { path: path.to_owned(), why: why.to_owned() })
+    let differs = match &before {
+        Some(before) if before.trains_like(config) => return Ok(()),
+        Some(before) => before.first_difference(config).map_or_else(String::new, |what| format!(" ({what})")),
+        None => String::new(),
+    };
+    let why = format!(
+        "it belongs to another configuration{differs}: --resume continues a run unchanged ([checkpoint], [samples] and \
+         [card] may change); for other settings start a new --output"
+    );
+    Err(TrainError::Checkpoint { path: path.to_owned(), why })
 }

@@ -46,8 +46,15 @@ pub(super) struct Start {
     time: String,
     /// Updates done before.
     step: u64,
+    /// Processes that trained together; the machine is that of rank 0.
+    #[serde(default = "one")]
+    processes: usize,
     #[serde(flatten)]
     machine: Machine,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// What the last bits of a run depend on.
@@ -86,18 +93,19 @@ impl Environment {
         Self { corpora: identities.collect(), fgrams, starts: Vec::new() }
     }
 
-    /// Adds a start after `step` updates to those that the file names, and writes it. What differs from the first start is
+    /// Adds a start of so many processes after `step` updates to those that the file names, and writes it. What differs from the first start is
     /// warned of, for then the run does not end bit for bit as it would have.
     ///
     /// # Errors
     /// Where the file cannot be written.
-    pub(super) fn record(mut self, path: &Path, step: u64) -> Result<(), TrainError> {
+    pub(super) fn record(mut self, path: &Path, step: u64, processes: usize) -> Result<(), TrainError> {
         // A file that is not there, or not one of these, has nothing to go on with.
         let before: Option<Self> =
             std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        self.starts = before.filter(|_| step > 0).map_or_else(Vec::new, |before| before.starts);
+        self.starts = before.map_or_else(Vec::new, |before| before.starts);
         let machine = Machine::this();
-        if let Some(first) = self.starts.first().map(|first| first.machine.to_string())
+        let first = self.starts.iter().rfind(|start| start.step == 0 && step > 0);
+        if let Some(first) = first.map(|first| first.machine.to_string())
             && first != machine.to_string()
         {
             tracing::warn!(
@@ -105,7 +113,7 @@ impl Environment {
                  was left alone"
             );
         }
-        self.starts.push(Start { time: now(), step, machine });
+        self.starts.push(Start { time: now(), step, processes, machine });
         let mut text = serde_json::to_vec_pretty(&self).unwrap_or_default();
         text.push(b'\n');
         new_file::write(path, &text).map_err(TrainError::io(path))

@@ -74,6 +74,15 @@ impl<'a> Journal<'a> {
         }
     }
 
+    /// Waits until the disk has it all, so that no checkpoint is ahead of it.
+    ///
+    /// # Errors
+    /// Where the disk refuses.
+    pub(super) fn sync(&self) -> Result<(), TrainError> {
+        let samples = self.samples.as_ref().map_or(Ok(()), Samples::sync);
+        self.metrics.sync().and(self.signs.sync()).and(samples)
+    }
+
     fn say(&mut self, sign: &Sign) -> Result<(), TrainError> {
         tracing::warn!("step {}: {}", sign.step, sign.message);
         self.signs.write(sign)

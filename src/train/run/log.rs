@@ -39,6 +39,11 @@ impl Log {
         Ok((Self { path: path.to_owned(), file }, kept))
     }
 
+    /// Waits until the disk has it all.
+    pub(super) fn sync(&self) -> Result<(), TrainError> {
+        self.file.sync_data().map_err(TrainError::io(&self.path))
+    }
+
     /// Adds a line.
     pub(super) fn write(&mut self, line: &impl Serialize) -> Result<(), TrainError> {
         let mut line = serde_json::to_string(line).unwrap_or_default();

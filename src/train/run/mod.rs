@@ -121,13 +121,17 @@ impl Run {
             let Trainer { config, parameters, optimizer, .. } = trainer;
             match directory.restore(config, parameters, optimizer)? {
                 Some(state) => trainer.state = state,
-                None => first = true,
+                None => {
+                    first = true;
+                    directory.keep_settings(config)?;
+                }
             }
             trainer.checkpoint_step = trainer.state.step;
             *dead = DeadFgrams::find(corpora)?;
             directory.write_config(&trainer.state.config)?;
-            Environment::new(corpora, dead.clone())
-                .record(&directory.path.join("environment.json"), trainer.state.step)?;
+            let path = directory.path.join("environment.json");
+            let processes = trainer.group.world_size();
+            Environment::new(corpora, dead.clone()).record(&path, trainer.state.step, processes)?;
         }
         trainer.follow()?;
         // From the first moment on there is something to resume, and initial weights to compare with.

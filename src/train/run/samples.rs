@@ -61,6 +61,11 @@ impl<'a> Samples<'a> {
         Ok(())
     }
 
+    /// See [`Log::sync`].
+    pub(super) fn sync(&self) -> Result<(), TrainError> {
+        self.log.sync()
+    }
+
     /// The prompts' tokens and those that the model adds.
     fn continued(&self, model: &JointModel) -> candle_core::Result<Vec<Vec<u32>>> {
         let (context, eos) = (self.config.model.context, self.dataset.eos());
