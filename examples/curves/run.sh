@@ -15,7 +15,8 @@ while read -r name; do
     (
         flock --nonblock 9 || exit 0
         [[ ! -f $run/results.json ]] || exit 0
-        "$train" fit --config "$config" --output "$run" --resume "${threads[@]}" </dev/null
-        "$train" measure "$run" --discard-table "${texts[@]}" "${threads[@]}"
+        "$train" fit --config "$config" --output "$run" --resume "${threads[@]}" </dev/null &&
+            "$train" measure "$run" --discard-table "${texts[@]}" "${threads[@]}" ||
+            echo "$name failed: the others go on" >&2
     ) 9>"$config.lock"
 done <"$runs/names"

@@ -177,7 +177,7 @@ impl ModelDirectory {
     /// The f-gram model in `fgram_model/`, in f32, its weights [fixed](FgramModel::fixed).
     ///
     /// # Errors
-    /// Where there is none, or it is not of the main model's width.
+    /// Where there is none, or its output is not of the main model's width.
     pub fn fgram_model(&self, device: &Device) -> Result<FgramModel, ModelError> {
         let (config, weights) = self.fgram_files()?;
         let model = FgramModel::new(&config, &mut |name, shape| weights.tensor(name, shape, device))?;
@@ -187,7 +187,7 @@ impl ModelDirectory {
     /// The shape and the weights of the f-gram model in `fgram_model/`.
     ///
     /// # Errors
-    /// Where there is none, or it is not of the main model's width.
+    /// Where there is none, or its output is not of the main model's width.
     pub fn fgram_files(&self) -> Result<(FgramConfig, Checkpoint), ModelError> {
         let directory = self.path.join("fgram_model");
         let file = directory.join("config.json");

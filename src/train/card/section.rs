@@ -23,10 +23,3 @@ pub struct CardSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<String>,
 }
-
-impl CardSection {
-    /// Whether it says nothing.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
