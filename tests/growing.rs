@@ -14,7 +14,7 @@ use candle_core::Device;
 use candle_core::quantized::GgmlDType;
 use scone::corpus::TokenizerSource;
 use scone::fgram::parquet;
-use scone::model::{ModelDirectory, SconeConfig, Shard, WeightType, build_table};
+use scone::model::{ModelDirectory, SconeConfig, Shard, WeightType, build_table, write_weights};
 use scone::table::{Placement, RowFormat, RowType};
 use scone::train::{Outcome, Progress, Run, RunConfig};
 use small_corpus::Data;
@@ -165,6 +165,10 @@ fn a_frozen_main_model_comes_out_as_it_was_and_its_tables_stay_apart() {
     let (_, _) = data.fit(&config, "source", None);
     let source = data.path("source/model");
     std::fs::write(source.join("generation_config.json"), "{\"eos_token_id\": [0, 7]}").unwrap();
+    // Stored longer than need be, it stays so: a hash of weights is of their type too.
+    let file = source.join("model.safetensors");
+    let tensors = candle_core::safetensors::load(&file, &Device::Cpu).unwrap().into_iter().collect();
+    write_weights(&file, &tensors, WeightType::F32).unwrap();
 
     let section = "[fgram]\nset = \"fgrams.parquet\"\nlearning_rate_scale = 1.0\n";
     let train = "freeze = \"main\"\nlearning_rate = 1e-2";

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::{Card, Freeze, History, Parameters, RunConfig, TrainError};
 use crate::corpus::Dataset;
 use crate::fgram::FgramSet;
-use crate::model::{Config, SconeConfig, WeightType, copy_settings, write_weights};
+use crate::model::{Config, ModelDirectory, SconeConfig, WeightType, copy_settings, write_weights};
 use crate::new_file;
 
 /// What becomes a model directory: a run's weights, and what they belong to.
@@ -50,7 +50,7 @@ impl Export<'_> {
         let values = self.parameters.values("main");
         // A model that others serve beside this one has to stay what it is, whatever the f-gram model is stored as.
         let weights = match self.config.train.freeze {
-            Some(Freeze::Main) => exact_type(&values)?,
+            Some(Freeze::Main) => exact_type(&values, self.source_type())?,
             None => self.config.checkpoint.dtype,
         };
         let main = self.config.model_config(tokenizer.vocab_size());
@@ -75,6 +75,11 @@ impl Export<'_> {
         }
         write_weights(&directory.join("model.safetensors"), &values, weights)?;
         Ok(weights)
+    }
+
+    /// How the weights that the run started from are stored, if they are still there.
+    fn source_type(&self) -> Option<WeightType> {
+        ModelDirectory::open(self.config.model.init_from.as_ref()?).ok()?.weight_type()
     }
 
     /// The f-gram model and `scone.json`; nothing for a baseline.
@@ -119,13 +124,17 @@ impl Export<'_> {
     }
 }
 
-/// The shortest type that holds all of these numbers as they are.
-fn exact_type(tensors: &BTreeMap<String, Tensor>) -> Result<WeightType, TrainError> {
+/// A type that holds all of these numbers as they are: that of their `source`, for its hash is of the type too, or the
+/// shortest.
+fn exact_type(
+    tensors: &BTreeMap<String, Tensor>,
+    source: Option<WeightType>,
+) -> Result<WeightType, TrainError> {
     let bits = |tensor: &Tensor| -> candle_core::Result<Vec<u32>> {
         let numbers = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         Ok(numbers.into_iter().map(f32::to_bits).collect())
     };
-    'types: for weights in [WeightType::F16, WeightType::Bf16] {
+    'types: for weights in source.into_iter().chain([WeightType::F16, WeightType::Bf16]) {
         for tensor in tensors.values() {
             if bits(&tensor.to_dtype(weights.dtype())?)? != bits(tensor)? {
                 continue 'types;
