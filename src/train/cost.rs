@@ -215,13 +215,16 @@ mod tests {
         config.model.heads = 4;
         config.model.kv_heads = 2;
         config.model.context = 12;
+        config.fgram.as_mut().unwrap().layers = 2;
         match (&mut config.fgram, fgrams) {
             (fgram, "none") => *fgram = None,
             (Some(fgram), "wider") => {
                 (fgram.own_embedding, fgram.hidden_size) = (true, Some(32));
                 (fgram.heads, fgram.intermediate_size) = (Some(8), Some(20));
             }
-            (Some(fgram), kind) => fgram.own_embedding = kind == "own",
+            (Some(fgram), kind) => {
+                (fgram.own_embedding, fgram.hidden_size) = (kind == "own", (kind == "own").then_some(16));
+            }
             (None, _) => unreachable!(),
         }
         config

@@ -43,11 +43,8 @@ impl RunConfig {
         if model.take(&main).is_ok() {
             self.model = model;
         }
-        if let (Some(fgram), Some(source)) = (&mut self.fgram, before.fgram_config(vocab_size, 2)) {
-            let mut taken = fgram.clone();
-            if taken.take(&source, &main).is_ok() {
-                *fgram = taken;
-            }
+        if let (Some(fgram), Some(before)) = (&mut self.fgram, &before.fgram) {
+            fgram.take_left_out(before);
         }
     }
 
@@ -93,19 +90,33 @@ impl ModelSection {
 }
 
 impl FgramSection {
+    /// Takes over what was left out and stands in the configuration of the run that goes on.
+    fn take_left_out(&mut self, before: &Self) {
+        let default = Self::of("");
+        self.heads = self.heads.or(before.heads);
+        self.intermediate_size = self.intermediate_size.or(before.intermediate_size);
+        self.hidden_size = self.hidden_size.or(before.hidden_size);
+        let left_out = |ours: bool, default: bool, before: bool| if ours == default { before } else { ours };
+        self.residual_output =
+            left_out(self.residual_output, default.residual_output, before.residual_output);
+        self.own_embedding = left_out(self.own_embedding, default.own_embedding, before.own_embedding);
+        if self.layers == default.layers {
+            self.layers = before.layers;
+        }
+    }
+
     /// Takes over what was left out; [`RunConfig::check_fgrams`] looks at the rest.
     fn take(&mut self, source: &FgramConfig, main: &Config) -> Result<(), String> {
         let decoder = &source.decoder;
         let heads = (decoder.num_attention_heads, decoder.kv_heads());
         let own_heads = (heads != (main.num_attention_heads, main.kv_heads())).then_some(heads.0);
-        let inner = decoder.intermediate_size;
+        let default = Self::of("");
         self.heads = self.heads.or(own_heads);
-        self.intermediate_size =
-            self.intermediate_size.or((inner != main.intermediate_size).then_some(inner));
-        self.hidden_size = self.hidden_size.or(source.output_size.map(|_| decoder.hidden_size));
-        take("layers in [fgram]", &mut self.layers, &FgramSection::LAYERS, decoder.num_hidden_layers)?;
-        take("residual_output", &mut self.residual_output, &true, source.residual_output)?;
-        take("own_embedding", &mut self.own_embedding, &false, source.own_embedding)
+        self.intermediate_size = self.intermediate_size.or(Some(decoder.intermediate_size));
+        self.hidden_size = self.hidden_size.or(source.own_embedding.then_some(decoder.hidden_size));
+        take("layers in [fgram]", &mut self.layers, &default.layers, decoder.num_hidden_layers)?;
+        take("residual_output", &mut self.residual_output, &default.residual_output, source.residual_output)?;
+        take("own_embedding", &mut self.own_embedding, &default.own_embedding, source.own_embedding)
     }
 }
 

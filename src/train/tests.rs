@@ -22,8 +22,9 @@ fn config(fgrams: bool) -> RunConfig {
         init_std: 0.3,
         ..ModelSection::default()
     };
-    if !fgrams {
-        config.fgram = None;
+    match &mut config.fgram {
+        Some(fgram) if fgrams => (fgram.own_embedding, fgram.layers) = (false, 2),
+        _ => config.fgram = None,
     }
     config
 }

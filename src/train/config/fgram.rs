@@ -12,21 +12,21 @@ pub struct FgramSection {
     /// A set that `scone-train mine` wrote and `scone-train tag` tagged the dataset with; relative to the TOML file.
     pub set: PathBuf,
     /// Blocks of the f-gram model.
-    #[serde(default = "default_layers")]
+    #[serde(default = "one")]
     pub layers: usize,
     /// Query, key and value heads; the main model's if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heads: Option<usize>,
-    /// The width inside its feed-forward layers; the main model's if left out.
+    /// The width inside its feed-forward layers; if left out in proportion to the main model's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intermediate_size: Option<usize>,
     /// `x_n + gain * norm(h_n)` if true, `norm(h_n)` if false.
     #[serde(default = "yes")]
     pub residual_output: bool,
     /// Whether it reads token embeddings of its own instead of the main model's.
-    #[serde(default)]
+    #[serde(default = "yes")]
     pub own_embedding: bool,
-    /// Its width, if it has embeddings of its own; the main model's if left out.
+    /// Its width, if it has embeddings of its own; twice the main model's if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden_size: Option<usize>,
     /// Whether its weights start from chance even where `init_from` has an f-gram model.
@@ -36,25 +36,21 @@ pub struct FgramSection {
     #[serde(default)]
     pub fallback: f64,
     /// The f-gram model's learning rate, as a share of the main model's. It works on the input of the whole network and
-    /// bears less: at the baseline's best rate the gain was gone after two million tokens, at 0.3 of it it grew (see the
-    /// card of `model_cards/default`).
+    /// bears less (docs/recipe.md).
     #[serde(default = "fgram_rate")]
     pub learning_rate_scale: f64,
 }
 
 impl FgramSection {
-    /// The layers of an f-gram model for which none are said.
-    pub(in crate::train) const LAYERS: usize = default_layers();
-
     /// A section with every field at its default.
-    pub(super) fn of(set: impl Into<PathBuf>) -> Self {
+    pub(in crate::train) fn of(set: impl Into<PathBuf>) -> Self {
         Self {
             set: set.into(),
-            layers: default_layers(),
+            layers: one(),
             heads: None,
             intermediate_size: None,
             residual_output: yes(),
-            own_embedding: false,
+            own_embedding: yes(),
             hidden_size: None,
             fresh: false,
             fallback: 0.0,
@@ -73,8 +69,8 @@ impl FgramSection {
     }
 }
 
-const fn default_layers() -> usize {
-    2
+fn one() -> usize {
+    1
 }
 
 fn yes() -> bool {
@@ -82,7 +78,7 @@ fn yes() -> bool {
 }
 
 fn fgram_rate() -> f64 {
-    0.3
+    0.2
 }
 
 impl RunConfig {
@@ -92,7 +88,9 @@ impl RunConfig {
         let main = self.model_config(vocab_size);
         let heads = fgram.heads.unwrap_or(main.num_attention_heads);
         let kv_heads = if fgram.heads.is_some() { heads } else { main.kv_heads() };
-        let width = fgram.hidden_size.unwrap_or(main.hidden_size);
+        let widths = if fgram.own_embedding { 2 } else { 1 };
+        let width = fgram.hidden_size.unwrap_or(widths * main.hidden_size);
+        let inner = main.intermediate_size * width / main.hidden_size.max(1);
         let output_size = (width != main.hidden_size).then_some(main.hidden_size);
         let decoder = Config {
             hidden_size: width,
@@ -100,7 +98,7 @@ impl RunConfig {
             num_attention_heads: heads,
             num_key_value_heads: Some(kv_heads),
             head_dim: Some(width / heads.max(1)),
-            intermediate_size: fgram.intermediate_size.unwrap_or(main.intermediate_size),
+            intermediate_size: fgram.intermediate_size.unwrap_or(inner),
             max_position_embeddings: max_n,
             ..main
         };
