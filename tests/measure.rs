@@ -175,7 +175,7 @@ fn a_card_says_what_was_measured_and_typed_and_nothing_else() {
     assert!(first.contains("Not measured yet") && first.contains("Trained on 3,072 tokens"), "{first}");
     assert_eq!(front_matter(&first)["tags"], serde_json::json!(["scone", "llama", "n-gram"]));
     assert!(has_recipe(&first, runs.config("scone")), "{first}");
-    assert!(first.contains(" threads of "), "no machine: {first}");
+    assert!(first.contains("- scone ") && first.contains(" thread"), "no machine: {first}");
 
     let mut run = Run::open(&runs.config("baseline"), &runs.path("baseline"), true).unwrap();
     run.train(None, &AtomicBool::new(false), &mut |_| {}).unwrap();

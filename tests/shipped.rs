@@ -204,8 +204,11 @@ async fn likelihoods_without_a_server_are_those_through_the_endpoint() {
     let lines = pairs
         .map(|(context, continuation)| json!({"context": context, "continuation": continuation}).to_string());
     std::fs::write(&file, lines.join("\n")).expect("a writable directory");
-    // The endpoint takes 512 tokens, what is scored among them.
-    let output = scone(&["eval", "--pairs", path, "--context", "511"]);
+    // The endpoint takes a whole context, what is scored among it.
+    let config = std::fs::read(cards().join("default/config.json")).expect("the configuration");
+    let config: Value = serde_json::from_slice(&config).expect("JSON");
+    let window = config["max_position_embeddings"].as_u64().expect("a number") as usize;
+    let output = scone(&["eval", "--pairs", path, "--context", &(window - 1).to_string()]);
     let found: Vec<Value> = output
         .stdout
         .split_inclusive(|&byte| byte == b'\n')
@@ -217,7 +220,7 @@ async fn likelihoods_without_a_server_are_those_through_the_endpoint() {
         let before = encode(context.trim_end()).len();
         let scored = whole.len() - before;
         let mut tokens = if context.is_empty() { [vec![eos], whole].concat() } else { whole };
-        tokens.drain(..tokens.len().saturating_sub(512));
+        tokens.drain(..tokens.len().saturating_sub(window));
         let (sum, is_greedy) = score(&client, &server.url, &tokens, scored).await;
         assert_eq!((&found["tokens"], &found["is_greedy"]), (&json!(scored), &json!(is_greedy)));
         let difference = (sum - found["loglikelihood"].as_f64().expect("a number")).abs();

@@ -117,11 +117,11 @@ impl Card {
     fn model(&self) -> String {
         let main = self.config.model_config(self.vocab_size);
         let mut text = format!(
-            "## Model\n\nA Llama-shaped decoder of {} parameters, {} without the embedding: {} layers, d = {}, {} heads ({} \
+            "## Model\n\nA Llama-shaped decoder of {} parameters, {} without the embedding: {}, d = {}, {} heads ({} \
              of keys and values), vocabulary {}, context {}. Weights are {}.",
             number(main.parameters() as f64),
             number(main.decoder_parameters() as f64),
-            main.num_hidden_layers,
+            counted(main.num_hidden_layers as u64, "layer"),
             main.hidden_size,
             main.num_attention_heads,
             main.kv_heads(),
@@ -143,9 +143,9 @@ impl Card {
             text += &format!(
                 " The input embedding of a token is that of the longest f-gram that ends there, read from a table of {set} \
                  (\"Scaling Embedding Layers in Language Models\", arXiv 2502.01637). The rows were computed by the f-gram \
-                 model in `fgram_model/`, which serving does not need: {} parameters, {} layers, d = {}{own}.",
+                 model in `fgram_model/`, which serving does not need: {} parameters, {}, d = {}{own}.",
                 number(fgram.parameters() as f64),
-                fgram.decoder.num_hidden_layers,
+                counted(fgram.decoder.num_hidden_layers as u64, "layer"),
                 fgram.decoder.hidden_size
             );
         }
@@ -221,6 +221,11 @@ fn number(value: f64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// So many of something.
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// A number of operations or bytes, to four places.

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Card, number, scaled};
+use super::{Card, counted, number, scaled};
 use crate::train::{Results, TextResult};
 
 /// A column's head and where its figures come from.
@@ -128,9 +128,9 @@ pub(super) fn environment(environment: &Value) -> String {
             _ => String::new(),
         };
         let line = format!(
-            "- scone {}, {processes}{} threads of {} ({}), {}",
+            "- scone {}, {processes}{} of {} ({}), {}",
             text("version"),
-            start["threads"],
+            counted(start["threads"].as_u64().unwrap_or_default(), "thread"),
             text("cpu"),
             text("simd"),
             text("os")
