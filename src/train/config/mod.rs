@@ -3,6 +3,7 @@
 mod checkpoint;
 mod data;
 mod fgram;
+mod leaves;
 mod model;
 mod optimizer;
 mod samples;
@@ -14,12 +15,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::fgram::MAX_N;
-use crate::train::report::leaves;
 use crate::train::{CardSection, TrainError};
 
 pub use checkpoint::CheckpointConfig;
 pub use data::{CorpusConfig, DataConfig, Documents};
 pub use fgram::FgramSection;
+pub(super) use leaves::leaves;
 pub use model::ModelSection;
 pub use optimizer::{Freeze, OptimizerConfig};
 pub use samples::SamplesConfig;

@@ -18,4 +18,4 @@ pub use by::{Axes, Grid};
 pub use compare::Comparison;
 pub(super) use curves::draw_curves;
 pub use record::RunRecord;
-pub(super) use record::{leaves, read_updates};
+pub(super) use record::read_updates;

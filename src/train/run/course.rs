@@ -1,6 +1,7 @@
 use super::Progress;
-use super::directory::{Purpose, RunDirectory};
+use super::directory::RunDirectory;
 use super::journal::Journal;
+use super::keeper::Purpose;
 use super::trainer::{Advanced, Trainer};
 use crate::train::parallel::GroupError;
 use crate::train::{Batches, HeldOut, TrainError};

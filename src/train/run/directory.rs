@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use super::checkpoint::Snapshot;
 use super::claim::Claim;
-use super::keeper::Keeper;
+use super::keeper::{Keeper, Purpose};
 use super::{State, Trainer};
 use crate::model::copy_settings;
 use crate::new_file;
@@ -17,15 +17,6 @@ pub(super) struct RunDirectory {
     pub(super) path: PathBuf,
     keeper: Keeper,
     _claim: Claim,
-}
-
-/// What a snapshot is written as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Purpose {
-    /// As the weights of the lowest validation loss.
-    pub(super) best: bool,
-    /// As what the run can be continued from.
-    pub(super) checkpoint: bool,
 }
 
 impl RunDirectory {

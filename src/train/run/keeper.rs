@@ -2,8 +2,16 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use super::checkpoint::Snapshot;
-use super::directory::Purpose;
 use crate::train::TrainError;
+
+/// What a snapshot is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Purpose {
+    /// As the weights of the lowest validation loss.
+    pub(super) best: bool,
+    /// As what the run can be continued from.
+    pub(super) checkpoint: bool,
+}
 
 /// The checkpoints of a run: `step-00000200.safetensors` and so on, the newest few of them, and `best.safetensors`, the
 /// weights of the lowest validation loss.
