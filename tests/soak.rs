@@ -58,7 +58,7 @@ async fn ask(server: &Process, i: usize) {
         }
         // Gone before it is answered.
         19 => drop(
-            server.say(&post(&json!({"prompt": PROMPTS[1], "max_tokens": 400, "stream": i % 40 < 20}))).await,
+            server.say(&post(&json!({"prompt": PROMPTS[1], "max_tokens": 200, "stream": i % 40 < 20}))).await,
         ),
         _ => {
             let body = body(i);
