@@ -34,7 +34,7 @@ fn body(i: usize) -> Value {
         2 => json!({"echo": true, "logprobs": 5, "max_tokens": 1}),
         3 => json!({"stop": ["the", "\n"], "top_p": 0.9, "top_k": 50}),
         4 => json!({"prompt": PROMPTS, "n": 2, "stream": true, "logprobs": 1}),
-        5 => json!({"prompt": vec![i % 8000 + 1; i % 450 + 1]}),
+        5 => json!({"prompt": vec![i % 8000 + 1; i % 190 + 1]}),
         6 => json!({"presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.1}),
         7 => json!({"logit_bias": {"5": -100, "9": 10}, "min_p": 0.05}),
         _ => json!({}),
