@@ -17,7 +17,7 @@ from checks import MODEL, MODEL_DIRECTORY, URL, check, run_checks
 SCONE = os.environ.get("SCONE_BINARY", "scone")
 CHOICE, ROLLING = "scone_choice", "scone_rolling"
 # Of this lm-eval keeps one token for a generated one, and its windows predict one less than what is left.
-MAX_LENGTH, WINDOW = 512, 510
+MAX_LENGTH, WINDOW = 256, 254
 # Nats a token that two ways of scoring may differ by.
 TOLERANCE = 1e-4
 

@@ -95,7 +95,7 @@ const checks = {
         assert.ok(choice.logprobs.token_logprobs.slice(1).every((value) => value < 0));
     },
     async "a stream that is left early leaves the server well"() {
-        for await (const chunk of await complete({ max_tokens: 400, ignore_eos: true, stream: true })) {
+        for await (const chunk of await complete({ max_tokens: 200, ignore_eos: true, stream: true })) {
             assert.ok(chunk.id);
             break;
         }
@@ -115,7 +115,7 @@ const checks = {
         assert.equal((await fails(OpenAI.NotFoundError, complete({ model: "gpt-9", stream: true }))).param, "model");
         await fails(OpenAI.NotFoundError, client.models.retrieve("gpt-9"));
         const hasty = at(SCONE_URL, { timeout: 30 });
-        const long = { model, prompt: Array(64).fill("a"), max_tokens: 400, ignore_eos: true };
+        const long = { model, prompt: Array(64).fill("a"), n: 2, max_tokens: 240, ignore_eos: true };
         await fails(OpenAI.APIConnectionTimeoutError, hasty.completions.create(long));
         await fails(OpenAI.APIConnectionError, at("http://127.0.0.1:9").models.list());
     },
