@@ -170,7 +170,7 @@ pub struct FgramConfig {
     /// The decoder.
     #[serde(flatten)]
     pub decoder: Config,
-    /// `x_n + gain * norm(h_n)` if true, `norm(h_n)` if false.
+    /// Whether `norm(h_n)`, with a gain or through a projection that starts at 0, is added to `x_n` or stands alone.
     #[serde(default)]
     pub residual_output: bool,
     /// Whether it reads token embeddings of its own, of its own width, instead of the main model's.

@@ -20,7 +20,7 @@ pub struct FgramSection {
     /// The width inside its feed-forward layers; if left out in proportion to the main model's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intermediate_size: Option<usize>,
-    /// `x_n + gain * norm(h_n)` if true, `norm(h_n)` if false.
+    /// Whether `norm(h_n)`, with a gain or through a projection that starts at 0, is added to `x_n` or stands alone.
     #[serde(default = "yes")]
     pub residual_output: bool,
     /// Whether it reads token embeddings of its own instead of the main model's.
