@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 const MIB: u64 = 1 << 20;
 
 /// What buffers and the allocator may keep for themselves.
-const SLACK: u64 = 16 * MIB;
+const SLACK: u64 = 32 * MIB;
 
 const PROMPTS: [&str; 4] = [
     "The old man",
@@ -99,9 +99,13 @@ async fn mixed_load_leaves_memory_flat_and_nothing_fails() {
     let seconds = std::env::var("SCONE_SOAK_SECONDS").map_or(10, |text| text.parse().unwrap());
     let server = Process::start(&["--max-queue", "10000"]);
     // What is kept for good is there after a fifth of the time: threads, workspaces, the prefix cache's lists.
-    let warm = load(&server, 24, Duration::from_secs(seconds) / 5).await;
+    // The allocator gives back what it likes when it likes, so the highest of a few looks counts, here and later.
+    let (mut warm, mut before) = (0, 0);
+    for _ in 0..4 {
+        warm += load(&server, 24, Duration::from_secs(seconds) / 20).await;
+        before = before.max(server.memory());
+    }
     let files = server.open_files();
-    let before = server.memory();
     let mut highest = before;
     let mut requests = 0;
     for _ in 0..8 {
