@@ -18,6 +18,9 @@ pub mod corpus;
 
 pub mod kernels;
 
+#[cfg(any(feature = "cuda", test))]
+mod gpu;
+
 pub mod model;
 
 pub mod engine;

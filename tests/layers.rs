@@ -18,7 +18,7 @@ const fn layer(name: &'static str, without: &'static [&'static str], tensors: bo
     Layer { name, without, tensors }
 }
 
-const LAYERS: [Layer; 13] = [
+const LAYERS: [Layer; 14] = [
     layer("memory", &[], false),
     layer("new_file", &[], false),
     layer("tokenizer", &[], false),
@@ -26,6 +26,7 @@ const LAYERS: [Layer; 13] = [
     layer("table", &[], false),
     layer("corpus", &[], false),
     layer("kernels", &["tokenizer", "fgram", "table", "corpus"], false),
+    layer("gpu", &["tokenizer", "fgram", "table", "corpus", "kernels"], true),
     layer("model", &[], true),
     layer("engine", &[], true),
     layer("train", &["engine"], true),

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 use indicatif::ProgressBar;
 
+use super::device::DeviceFlag;
 use super::processes::Processes;
 use super::progress_bar;
 use crate::train::{Freeze, Outcome, Progress, Run, RunConfig};
@@ -59,6 +60,8 @@ pub struct Args {
     /// Print the configuration in full, every field with its value (without --config: the defaults), and stop
     #[arg(long)]
     print_config: bool,
+    #[command(flatten)]
+    device: DeviceFlag,
     #[command(flatten, next_help_heading = "Several processes")]
     processes: Processes,
 }
@@ -81,7 +84,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let directory = args.output.as_deref().context("--output RUN_DIR is missing")?;
-    let mut run = Run::open_in(&config, directory, args.resume, args.processes.meet()?)?;
+    let device = args.device.open()?;
+    let group = args.processes.meet(args.device.number())?;
+    let mut run = Run::open_in(&config, directory, args.resume, group, &device)?;
     if !run.leads() {
         // What there is to see and to say is rank 0's.
         let outcome = run.train(args.stop_after, &*stop_on_signal()?, &mut |_| {})?;

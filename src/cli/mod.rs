@@ -5,6 +5,7 @@ mod bytes;
 pub mod card;
 pub mod compare;
 mod compute;
+mod device;
 mod dtype;
 mod duration;
 pub mod eval;

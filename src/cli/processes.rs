@@ -25,9 +25,6 @@ pub(super) struct Processes {
     /// the feature of that name) is for GPUs
     #[arg(long, env = "SCONE_COLLECTIVES", value_name = "KIND", default_value = "tcp")]
     collectives: Kind,
-    /// The GPU of this process, with nccl [default: LOCAL_RANK, or SLURM_LOCALID, or 0]
-    #[arg(long, env = "SCONE_DEVICE", value_name = "N")]
-    device: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -37,16 +34,15 @@ enum Kind {
 }
 
 impl Processes {
-    /// Waits for the others, if there are any.
-    pub(super) fn meet(&self) -> Result<Box<dyn Group>> {
+    /// Waits for the others, if there are any. `gpu` is the number of the GPU that NCCL uses.
+    pub(super) fn meet(&self, gpu: usize) -> Result<Box<dyn Group>> {
         let given =
             Given { rank: self.rank, world_size: self.world_size, coordinator: self.coordinator.clone() };
         let variable = |name: &str| std::env::var(name).ok();
         let place = Place::find(given, &variable)?;
-        let local = || ["LOCAL_RANK", "SLURM_LOCALID"].iter().find_map(|name| variable(name)?.parse().ok());
         let collectives = match self.collectives {
             Kind::Tcp => Collectives::Tcp,
-            Kind::Nccl => Collectives::Nccl(self.device.or_else(local).unwrap_or(0)),
+            Kind::Nccl => Collectives::Nccl(gpu),
         };
         if place.world_size > 1 {
             tracing::info!("rank {} of {}, meeting at {}", place.rank, place.world_size, place.coordinator);

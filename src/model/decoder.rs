@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use candle_core::{Tensor, bail};
+use candle_core::{DType, Tensor, bail};
 
 use super::ops::{
     Linear, Rope, add, attention, last_attention, recompute, rms_norm, rope, swiglu, take_rows,
@@ -48,6 +48,7 @@ pub struct Decoder {
     rope: Arc<Rope>,
     eps: f64,
     recompute: bool,
+    precision: DType,
 }
 
 struct Block {
@@ -82,12 +83,18 @@ impl Decoder {
             rope: Rope::new(config.max_position_embeddings, config.head(), config.rope_theta),
             eps: config.rms_norm_eps,
             recompute: false,
+            precision: DType::F32,
         })
     }
 
     /// Whether training keeps only the blocks' inputs and computes the rest again in the backward pass, block by block.
     pub fn set_recompute(&mut self, recompute: bool) {
         self.recompute = recompute;
+    }
+
+    /// What is computed in, whatever the type of the input; f32 at first.
+    pub fn set_precision(&mut self, precision: DType) {
+        self.precision = precision;
     }
 
     /// The same decoder with its weights fixed, in the form that serves them fastest: for weights that nothing will
@@ -103,7 +110,7 @@ impl Decoder {
         Ok(Self { blocks: blocks.collect::<candle_core::Result<_>>()?, ..self })
     }
 
-    /// The last hidden states, before the last norm: `[tokens, d]` for input embeddings `[tokens, d]`.
+    /// The last hidden states, before the last norm and in the decoder's precision: `[tokens, d]` for input embeddings `[tokens, d]`.
     ///
     /// # Errors
     /// Where the shapes do not fit or a position is beyond the context.
@@ -118,7 +125,7 @@ impl Decoder {
         positions: &Arc<Vec<u32>>,
         attend: &Attend<'_>,
     ) -> candle_core::Result<Tensor> {
-        let mut x = x.clone();
+        let mut x = x.to_dtype(self.precision)?;
         for block in blocks {
             x = match attend {
                 Attend::Whole(lengths) if self.recompute => {
@@ -255,7 +262,7 @@ impl Block {
         };
         let x = add(x, &self.o.forward(&mixed)?)?;
         let tokens = x.dim(0)?;
-        if tokens <= ROWS || x.track_op() {
+        if tokens <= ROWS || x.track_op() || !x.device().is_cpu() {
             return self.feed_forward(&x);
         }
         let parts = (0..tokens).step_by(ROWS);

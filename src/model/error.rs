@@ -16,6 +16,14 @@ pub enum ModelError {
         /// Why.
         source: std::io::Error,
     },
+    /// A GPU that is not there, or cannot be used.
+    #[error("{device}: {why}. --device cpu computes on the CPU")]
+    Device {
+        /// What was asked for.
+        device: String,
+        /// What is the matter.
+        why: String,
+    },
     /// A JSON file does not say what it should.
     #[error("{path}: {why}")]
     Config {

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use hashbrown::HashMap;
 
 use super::decoder::GetParameter;
@@ -124,7 +124,12 @@ impl FgramModel {
         self.decoder.set_recompute(recompute);
     }
 
-    /// The embeddings `[f-grams, d]` of f-grams, given the token embedding `T` `[vocabulary, d]`. Differentiable in
+    /// See [`Decoder::set_precision`].
+    pub fn set_precision(&mut self, precision: DType) {
+        self.decoder.set_precision(precision);
+    }
+
+    /// The embeddings `[f-grams, d]` of f-grams, in f32, given the token embedding `T` `[vocabulary, d]`. Differentiable in
     /// `T` as well, unless the weights are fixed: then what f-grams share at their beginnings is computed once.
     ///
     /// # Errors
@@ -144,6 +149,7 @@ impl FgramModel {
             (None, Some(gain)) => self.decoder.norm_with_gain(&h, gain)?,
             (None, None) => self.decoder.norm(&h)?,
         };
+        let h = h.to_dtype(DType::F32)?;
         if !self.residual {
             return Ok(h);
         }

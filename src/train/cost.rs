@@ -231,7 +231,7 @@ mod tests {
     }
 
     fn parameters(config: &RunConfig) -> Parameters {
-        let mut parameters = Parameters::new(1, 0.02);
+        let mut parameters = Parameters::new(1, 0.02, &candle_core::Device::Cpu);
         JointModel::create(config, VOCABULARY, 4, &mut parameters).unwrap();
         parameters
     }

@@ -47,7 +47,7 @@ impl Export<'_> {
     /// Shape, tokenizer, settings and weights; returns how these are stored.
     fn write_main_model(&self, directory: &Path) -> Result<WeightType, TrainError> {
         let (tokenizer, eos) = (self.dataset.tokenizer(), self.dataset.eos());
-        let values = self.parameters.values("main");
+        let values = self.parameters.values("main")?;
         // A model that others serve beside this one has to stay what it is, whatever the f-gram model is stored as.
         let weights = match self.config.train.freeze {
             Some(Freeze::Main) => exact_type(&values, self.source_type())?,
@@ -95,7 +95,7 @@ impl Export<'_> {
         value["own_embedding"] = fgram.own_embedding.into();
         value["output_size"] = json!(fgram.output_size);
         write_json(&own.join("config.json"), &value)?;
-        write_weights(&own.join("model.safetensors"), &self.parameters.values("fgram"), weights)?;
+        write_weights(&own.join("model.safetensors"), &self.parameters.values("fgram")?, weights)?;
         let scone = SconeConfig {
             max_n: set.policy().max_n,
             fgrams_sha256: set.sha256(),

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::{Batch, Freeze, Parameters, RunConfig, unique_grams};
 use crate::fgram::FgramSet;
@@ -66,13 +66,16 @@ impl JointModel {
         let main = config.model_config(vocab_size);
         let layers = main.num_hidden_layers;
         let mut main = MainModel::new(&main, &mut |name, shape| get("main", name, shape, layers))?;
+        let precision = config.train.precision.dtype();
         main.decoder.set_recompute(config.train.recompute);
+        main.decoder.set_precision(precision);
         let fgrams = match config.fgram_config(vocab_size, max_n) {
             Some(fgram) => {
                 let layers = fgram.decoder.num_hidden_layers;
                 let mut model =
                     FgramModel::new(&fgram, &mut |name, shape| get("fgram", name, shape, layers))?;
                 model.set_recompute(config.train.recompute);
+                model.set_precision(precision);
                 Some(model)
             }
             None => None,
@@ -111,7 +114,8 @@ impl JointModel {
         let (inputs, lengths) = (sequences.concat(), Arc::new(lengths.clone()));
         let batch = Batch { inputs, targets: Arc::default(), matches, lengths };
         let h = self.main.decoder.forward(&self.embed(&batch)?, &Attend::Whole(batch.lengths.clone()))?;
-        Linear::new(self.main.head.clone()).forward(&self.main.decoder.norm(&take_rows(&h, &ends)?)?)
+        let head = Linear::new(self.main.head.clone());
+        head.forward(&self.main.decoder.norm(&take_rows(&h, &ends)?)?)?.to_dtype(DType::F32)
     }
 
     fn embed(&self, batch: &Batch) -> candle_core::Result<Tensor> {

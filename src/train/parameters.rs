@@ -13,12 +13,13 @@ pub struct Parameters {
     frozen: Option<String>,
     seed: u64,
     std: f64,
+    device: Device,
 }
 
 impl Parameters {
-    /// None yet; `std` is the standard deviation of initial matrices.
-    pub fn new(seed: u64, std: f64) -> Self {
-        Self { vars: BTreeMap::new(), frozen: None, seed, std }
+    /// None yet; `std` is the standard deviation of initial matrices, `device` where they will be.
+    pub fn new(seed: u64, std: f64, device: &Device) -> Self {
+        Self { vars: BTreeMap::new(), frozen: None, seed, std, device: device.clone() }
     }
 
     /// Holds a part fixed: parameters of it that are made from now on are outside of autograd, and not
@@ -66,7 +67,7 @@ impl Parameters {
     }
 
     fn insert(&mut self, name: String, data: Vec<f32>, shape: &[usize]) -> Result<Tensor, ModelError> {
-        let var = Var::from_vec(data, shape, &Device::Cpu)?;
+        let var = Var::from_vec(data, shape, &self.device)?;
         let tensor = if self.is_frozen(&name) { var.as_detached_tensor() } else { var.as_tensor().clone() };
         self.vars.insert(name, var);
         Ok(tensor)
@@ -93,12 +94,14 @@ impl Parameters {
         self.iter().filter(|(name, _)| name.starts_with(&part)).map(|(_, var)| var.elem_count()).sum()
     }
 
-    /// The values of a part's parameters, by their names in its weight file.
-    pub fn values(&self, part: &str) -> BTreeMap<String, Tensor> {
+    /// The values of a part's parameters, on the CPU, by their names in its weight file.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn values(&self, part: &str) -> candle_core::Result<BTreeMap<String, Tensor>> {
         let part = format!("{part}/");
-        self.iter()
-            .filter_map(|(name, var)| Some((name.strip_prefix(&part)?.to_owned(), var.as_detached_tensor())))
-            .collect()
+        let own = self.iter().filter_map(|(name, var)| Some((name.strip_prefix(&part)?.to_owned(), var)));
+        own.map(|(name, var)| Ok((name, var.as_detached_tensor().to_device(&Device::Cpu)?))).collect()
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::fmt::Debug;
 
-use candle_core::Device;
-
 use super::{FgramSection, ModelSection, Parameters, RunConfig, TrainError};
 use crate::corpus::Dataset;
 use crate::model::{Checkpoint, Config, FgramConfig, ModelDirectory, ModelError};
@@ -187,7 +185,7 @@ pub(super) fn load(config: &RunConfig, dataset: &Dataset, parameters: &Parameter
             (Some(("fgram", name)), Some((_, weights))) => (weights, name),
             _ => continue,
         };
-        var.set(&weights.tensor(name, var.dims(), &Device::Cpu)?)?;
+        var.set(&weights.tensor(name, var.dims(), var.device())?)?;
     }
     Ok(())
 }

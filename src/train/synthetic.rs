@@ -36,7 +36,7 @@ pub fn synthesize(
     }
     let dataset = Dataset::open(&config.data.dataset)?;
     let set = parquet::read(&fgram.set)?;
-    let mut parameters = Parameters::new(config.seed, config.model.init_std);
+    let mut parameters = Parameters::new(config.seed, config.model.init_std, &Device::Cpu);
     JointModel::create(config, dataset.tokenizer().vocab_size(), set.policy().max_n, &mut parameters)?;
     std::fs::create_dir_all(directory).map_err(TrainError::io(directory))?;
     let [baseline, scone] = ["baseline", "scone"].map(|name| directory.join(name));

@@ -52,7 +52,7 @@ fn batch() -> Batch {
 }
 
 fn model(config: &RunConfig) -> (JointModel, Parameters) {
-    let mut parameters = Parameters::new(5, config.model.init_std);
+    let mut parameters = Parameters::new(5, config.model.init_std, &Device::Cpu);
     let model = JointModel::create(config, VOCABULARY, 4, &mut parameters).unwrap();
     // At its initial value of 0 what is added to the token embedding would hide the f-gram model.
     for name in ["fgram/output_gain", "fgram/output_proj.weight"] {
@@ -71,12 +71,12 @@ fn loss(model: &JointModel, batch: &Batch) -> f64 {
 #[test]
 fn rows_begin_at_their_last_tokens_embedding_or_at_chance() {
     let first = |config: &RunConfig| {
-        let mut parameters = Parameters::new(5, config.model.init_std);
+        let mut parameters = Parameters::new(5, config.model.init_std, &Device::Cpu);
         loss(&JointModel::create(config, VOCABULARY, 4, &mut parameters).unwrap(), &batch())
     };
     let [baseline, shared, own, normed] = kinds().map(|config| first(&config));
     assert_eq!([shared, own], [baseline; 2]);
-    let mut parameters = Parameters::new(5, 0.3);
+    let mut parameters = Parameters::new(5, 0.3, &Device::Cpu);
     JointModel::create(&kinds()[3], VOCABULARY, 4, &mut parameters).unwrap();
     let projection = parameters.get("fgram/output_proj.weight").unwrap().sqr().unwrap();
     assert!(normed != baseline && projection.sum_all().unwrap().to_scalar::<f32>().unwrap() > 1.0);
@@ -171,7 +171,7 @@ fn a_frozen_main_model_gets_no_gradient_and_changes_no_other() {
     let mut config = config(true);
     let (trained, parameters) = model(&config);
     config.train.freeze = Some(Freeze::Main);
-    let mut fixed = Parameters::new(5, config.model.init_std);
+    let mut fixed = Parameters::new(5, config.model.init_std, &Device::Cpu);
     let frozen = JointModel::create(&config, VOCABULARY, 4, &mut fixed).unwrap();
     for (name, var) in fixed.iter() {
         var.set(parameters.get(name).unwrap().as_tensor()).unwrap();
@@ -296,5 +296,72 @@ fn adamw_equals_the_textbook() {
     let ours: Vec<f32> = var.flatten_all().unwrap().to_vec1().unwrap();
     for (ours, p) in ours.iter().zip(p) {
         assert!((f64::from(*ours) - p).abs() < 1e-5, "{ours} is not {p}");
+    }
+}
+
+/// How far two lists of numbers are apart, as a share of the second's length as a vector.
+fn difference(found: &[f32], expected: &[f32]) -> f32 {
+    let length = expected.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let apart = found.iter().zip(expected).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt();
+    apart / length.max(1e-12)
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// A whole update by the kernels for GPUs, run by the emulator, against one by the CPU's: the loss, every gradient, and the
+/// weights afterwards. In bf16 they may differ by what its 8 bits round away.
+#[test]
+fn an_update_on_an_emulated_gpu_is_that_of_the_cpu() {
+    for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::Bf16, 0.3)] {
+        for (i, mut config) in kinds().into_iter().enumerate() {
+            // Blocks that are computed again are so on a GPU, too.
+            config.train.recompute = i % 2 == 1;
+            let update = |config: &RunConfig| {
+                let (model, parameters) = model(config);
+                let loss = model.loss(&batch()).unwrap();
+                let store = (&loss / 2.0).unwrap().backward().unwrap();
+                let gradient = |var: &candle_core::Var| store.get(var).unwrap().clone();
+                let gradients: Vec<_> = parameters.iter().map(|(_, var)| gradient(var)).collect();
+                let squares = square_sums(&gradients.iter().collect::<Vec<_>>()).unwrap();
+                let mut optimizer = AdamW::new(&config.train);
+                for step in 1..=2 {
+                    for ((name, var), gradient) in parameters.iter().zip(&gradients) {
+                        optimizer.update(name, var, gradient, step, 0.01, 0.5).unwrap();
+                    }
+                }
+                let weights: Vec<_> =
+                    parameters.iter().map(|(name, var)| (name.to_owned(), values(var))).collect();
+                let gradients: Vec<_> = gradients.iter().map(values).collect();
+                (loss.to_scalar::<f32>().unwrap(), gradients, squares, weights)
+            };
+            let on_cpu = update(&config);
+            config.train.precision = precision;
+            let on_gpu = crate::model::ops::gpu::emulated(|| update(&config));
+            assert!((on_gpu.0 - on_cpu.0).abs() < 0.02 * tolerance * on_cpu.0, "{} {}", on_gpu.0, on_cpu.0);
+            let mut sum = 0.0;
+            for i in 0..on_cpu.1.len() {
+                let name = &on_cpu.3[i].0;
+                let apart = difference(&on_gpu.1[i], &on_cpu.1[i]);
+                sum += apart;
+                assert!(apart < tolerance, "{precision:?}: the gradient of {name} differs by {apart}");
+                let (found, expected) = (on_gpu.2[i].sqrt(), on_cpu.2[i].sqrt());
+                assert!(
+                    (found - expected).abs() < f64::from(tolerance) * expected,
+                    "{name}: {found}, not {expected}"
+                );
+                // AdamW's first steps go by the sign of a gradient, and one near nothing may have either.
+                if precision == Precision::F32 {
+                    let apart = difference(&on_gpu.3[i].1, &on_cpu.3[i].1);
+                    assert!(apart < 5e-3, "{name} differs by {apart} after the update");
+                }
+            }
+            // Single gradients are small differences of large numbers.
+            assert!(
+                sum < 0.25 * tolerance * on_cpu.1.len() as f32,
+                "{precision:?}: the gradients differ by {sum} together"
+            );
+        }
     }
 }

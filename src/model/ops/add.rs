@@ -1,6 +1,8 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(any(feature = "cuda", test))]
+use super::gpu;
 use super::simd::vectorized;
 use super::slices::{contiguous, output};
 
@@ -9,6 +11,10 @@ const CHUNK: usize = 16 * 1024;
 
 /// `x + y`, elementwise. candle's own sum has a pool of threads beside rayon's, whose waiting takes the cores from it.
 pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if let Some(gpu) = gpu::gpu_of(x.device())? {
+        return gpu::add(&*gpu, x, y);
+    }
     x.apply_op2(y, Add)
 }
 

@@ -5,6 +5,8 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::gemm::{Matrix, Put, gemm};
+#[cfg(any(feature = "cuda", test))]
+use super::gpu;
 use super::simd::{axpy, dot, softmax, sum2, vectorized};
 use super::slices::{contiguous, elements, output};
 
@@ -25,6 +27,10 @@ pub fn attention(
     lengths: &Arc<Vec<usize>>,
     head: usize,
 ) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if let Some(gpu) = gpu::gpu_of(q.device())? {
+        return gpu::attention(&*gpu, q, k, v, lengths, head);
+    }
     q.apply_op3(k, v, Attention { lengths: lengths.clone(), head, last: false })
 }
 
@@ -39,6 +45,10 @@ pub fn last_attention(
 ) -> Result<Tensor> {
     if lengths.iter().any(|n| !(1..=SHORT).contains(n)) {
         bail!("last-attention is for sequences of 1 to {SHORT} tokens");
+    }
+    #[cfg(any(feature = "cuda", test))]
+    if let Some(gpu) = gpu::gpu_of(q.device())? {
+        return gpu::last_attention(&*gpu, q, k, v, lengths, head);
     }
     q.apply_op3(k, v, Attention { lengths: lengths.clone(), head, last: true })
 }

@@ -4,6 +4,8 @@ use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::gemm::{Matrix, Put, gemm};
+#[cfg(any(feature = "cuda", test))]
+use super::gpu;
 use super::simd::{exp_shifted, vectorized};
 use super::slices::{contiguous, output, wanted};
 
@@ -16,6 +18,10 @@ const CHUNK: usize = 128;
 /// The gradients are made in the same pass, while a chunk of logits is at hand, and kept for the backward pass; where
 /// nothing is being trained, as in validation, they are not made.
 pub fn cross_entropy(h: &Tensor, head: &Tensor, targets: &Arc<Vec<u32>>) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if let Some(gpu) = gpu::gpu_of(h.device())? {
+        return gpu::cross_entropy(&*gpu, h, head, targets);
+    }
     let trained = (h.track_op() || head.track_op(), head.track_op());
     h.apply_op2(head, CrossEntropy { targets: targets.clone(), trained, gradients: Mutex::default() })
 }

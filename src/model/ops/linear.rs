@@ -1,6 +1,8 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::gemm::{self, Matrix};
+#[cfg(any(feature = "cuda", test))]
+use super::gpu;
 use super::panels::Panels;
 use super::slices::{contiguous, elements, output, wanted};
 
@@ -35,7 +37,8 @@ impl Linear {
         if weight.track_op() {
             bail!("a weight that is being trained cannot be fixed");
         }
-        if !weight.device().is_cpu() {
+        #[cfg(any(feature = "cuda", test))]
+        if gpu::gpu_of(weight.device())?.is_some() {
             return Ok(self);
         }
         let (outputs, inputs) = weight.dims2()?;
@@ -80,6 +83,10 @@ impl CustomOp1 for Panels {
 
 /// `x * weight^T`: `x` is `[tokens, in]`, `weight` `[out, in]`.
 pub(super) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if let Some(gpu) = gpu::gpu_of(x.device())? {
+        return gpu::linear(&*gpu, x, weight);
+    }
     x.apply_op2(weight, Product { trained: weight.track_op() })
 }
 

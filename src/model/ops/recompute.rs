@@ -1,8 +1,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, Var, bail};
-
-use super::slices::output;
+use candle_core::backend::BackendStorage;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Storage, Tensor, Var, bail,
+};
 
 /// What [`recompute`] runs.
 pub(super) type Function = dyn Fn(&Tensor) -> Result<Tensor> + Send + Sync;
@@ -23,8 +24,7 @@ pub fn recompute(x: &Tensor, parameters: &[&Tensor], f: Arc<Function>) -> Result
     if parameters.iter().any(|parameter| parameter.track_op() && !parameter.is_variable()) {
         bail!("recompute: a parameter must be a variable or a constant");
     }
-    let y = f(&leaf(x)?)?;
-    let y = (y.flatten_all()?.to_vec1()?, y.shape().clone());
+    let y = f(&leaf(x)?)?.detach();
     let gradients = Gradients::default();
     let mut joined = Tensor::zeros(1, x.dtype(), x.device())?;
     for (i, parameter) in parameters.iter().enumerate() {
@@ -47,8 +47,17 @@ fn leaf(x: &Tensor) -> Result<Tensor> {
 struct Recompute {
     f: Arc<Function>,
     parameters: Vec<Tensor>,
-    y: Mutex<Option<(Vec<f32>, Shape)>>,
+    y: Mutex<Option<Tensor>>,
     gradients: Gradients,
+}
+
+impl Recompute {
+    fn take(&self) -> Result<Tensor> {
+        match self.y.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(y) => y.contiguous(),
+            None => bail!("recompute: its result was taken already"),
+        }
+    }
 }
 
 impl CustomOp2 for Recompute {
@@ -63,9 +72,26 @@ impl CustomOp2 for Recompute {
         _joined: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        match self.y.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some((y, shape)) => Ok(output(y, shape)),
-            None => bail!("recompute: its result was taken already"),
+        let y = self.take()?;
+        let (storage, layout) = y.storage_and_layout();
+        match &*storage {
+            Storage::Cpu(storage) => Ok((storage.try_clone(layout)?, y.shape().clone())),
+            _ => bail!("recompute: its result is not where its operands are"),
+        }
+    }
+
+    fn cuda_fwd(
+        &self,
+        _x: &CudaStorage,
+        _: &Layout,
+        _joined: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let y = self.take()?;
+        let (storage, layout) = y.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, y.shape().clone())),
+            _ => bail!("recompute: its result is not where its operands are"),
         }
     }
 
@@ -104,12 +130,22 @@ impl CustomOp2 for Join {
 
     fn cpu_fwd(
         &self,
-        _joined: &CpuStorage,
-        _: &Layout,
+        joined: &CpuStorage,
+        layout: &Layout,
         _parameter: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        Ok(output(vec![0.0], 1))
+        Ok((joined.try_clone(layout)?, layout.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        joined: &CudaStorage,
+        layout: &Layout,
+        _parameter: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        Ok((joined.try_clone(layout)?, layout.shape().clone()))
     }
 
     fn bwd(
@@ -136,8 +172,12 @@ impl CustomOp1 for Follow {
         "follow"
     }
 
-    fn cpu_fwd(&self, _y: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Ok(output(vec![0.0], ()))
+    fn cpu_fwd(&self, y: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((y.try_clone(&Layout::contiguous(()))?, ().into()))
+    }
+
+    fn cuda_fwd(&self, y: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((y.try_clone(&Layout::contiguous(()))?, ().into()))
     }
 
     fn bwd(&self, _y: &Tensor, _: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {

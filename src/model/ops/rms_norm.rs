@@ -1,6 +1,8 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+#[cfg(any(feature = "cuda", test))]
+use super::gpu;
 use super::simd::{sum2, vectorized};
 use super::slices::{contiguous, elements, output, wanted};
 
@@ -10,6 +12,10 @@ const ROWS: usize = 64;
 /// `y = x / sqrt(mean(x^2) + eps) * weight` by row (Zhang and Sennrich, arXiv 1910.07467): `x` is `[tokens, d]`,
 /// `weight` `[d]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if let Some(gpu) = gpu::gpu_of(x.device())? {
+        return gpu::rms_norm(&*gpu, x, weight, eps);
+    }
     x.apply_op2(weight, RmsNorm { eps: eps as f32 })
 }
 

@@ -3,6 +3,8 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(any(feature = "cuda", test))]
+use super::gpu;
 use super::simd::vectorized;
 use super::slices::{contiguous, output};
 
@@ -11,11 +13,12 @@ const ROWS: usize = 64;
 
 /// The angles of rotary position embedding (Su et al., arXiv 2104.09864): position `p` turns the pair
 /// `(i, i + head / 2)` by `p * theta^(-2 i / head)`, the pairing of Hugging Face's Llama.
-#[derive(Debug)]
 pub struct Rope {
     cos: Vec<f32>,
     sin: Vec<f32>,
     half: usize,
+    #[cfg(any(feature = "cuda", test))]
+    on_gpu: std::sync::OnceLock<[crate::gpu::Buffer; 2]>,
 }
 
 impl Rope {
@@ -27,17 +30,49 @@ impl Rope {
             (0..half).map(move |i| p as f32 * (1.0 / theta.powf(2.0 * i as f64 / head as f64)) as f32)
         });
         let (sin, cos) = angles.map(f32::sin_cos).unzip();
-        Arc::new(Self { cos, sin, half })
+        Arc::new(Self {
+            cos,
+            sin,
+            half,
+            #[cfg(any(feature = "cuda", test))]
+            on_gpu: std::sync::OnceLock::new(),
+        })
     }
 
     /// How many positions there are angles for.
     pub fn positions(&self) -> usize {
         self.cos.len() / self.half
     }
+
+    /// Pairs of a head.
+    #[cfg(any(feature = "cuda", test))]
+    pub(super) fn half(&self) -> usize {
+        self.half
+    }
+
+    /// Cosines and sines `[positions, head / 2]` on the GPU, brought there once: a model is on one GPU.
+    #[cfg(any(feature = "cuda", test))]
+    pub(super) fn on_gpu(
+        &self,
+        gpu: &dyn crate::gpu::Gpu,
+    ) -> std::result::Result<&[crate::gpu::Buffer; 2], crate::gpu::GpuError> {
+        if let Some(tables) = self.on_gpu.get() {
+            return Ok(tables);
+        }
+        let tables = [gpu.alloc(4 * self.cos.len())?, gpu.alloc(4 * self.sin.len())?];
+        for (table, values) in tables.iter().zip([&self.cos, &self.sin]) {
+            gpu.upload(bytemuck::cast_slice(values), table.of(crate::gpu::Type::F32))?;
+        }
+        Ok(self.on_gpu.get_or_init(|| tables))
+    }
 }
 
 /// Turns every head of `x` `[tokens, heads * head]` by its token's position.
 pub fn rope(x: &Tensor, rope: &Arc<Rope>, positions: &Arc<Vec<u32>>) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if let Some(gpu) = gpu::gpu_of(x.device())? {
+        return gpu::rope(&*gpu, x, rope, positions);
+    }
     x.apply_op1(Turn { rope: rope.clone(), positions: positions.clone(), back: false })
 }
 

@@ -2,12 +2,18 @@ use std::sync::Arc;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
+#[cfg(any(feature = "cuda", test))]
+use super::gpu;
 use super::slices::{contiguous, elements, output, wanted};
 
 /// `y[i] = x[rows[i]]`: the rows of a `[rows, d]` tensor, in any order, any of them more than once.
 ///
 /// The backward pass adds the gradients in the order of `rows`, so that sums are reproducible.
 pub fn take_rows(x: &Tensor, rows: &Arc<Vec<u32>>) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if let Some(gpu) = gpu::gpu_of(x.device())? {
+        return gpu::take_rows_of_two(&*gpu, x, None, rows);
+    }
     x.apply_op1(TakeRows { rows: rows.clone() })
 }
 
@@ -49,6 +55,10 @@ impl CustomOp1 for TakeRows {
 
 /// As [`take_rows`] from `a` `[n, d]` with `b` `[m, d]` below it: row `n` is the first of `b`.
 pub fn take_rows_of_two(a: &Tensor, b: &Tensor, rows: &Arc<Vec<u32>>) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if let Some(gpu) = gpu::gpu_of(a.device())? {
+        return gpu::take_rows_of_two(&*gpu, a, Some(b), rows);
+    }
     a.apply_op2(b, TakeRowsOfTwo { rows: rows.clone() })
 }
 

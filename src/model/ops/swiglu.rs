@@ -1,6 +1,8 @@
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+#[cfg(any(feature = "cuda", test))]
+use super::gpu;
 use super::simd::vectorized;
 use super::slices::{contiguous, elements, output};
 use crate::kernels::exp;
@@ -10,6 +12,10 @@ const CHUNK: usize = 16 * 1024;
 
 /// `silu(gate) * up`, elementwise (Shazeer, arXiv 2002.05202).
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if let Some(gpu) = gpu::gpu_of(gate.device())? {
+        return gpu::swiglu(&*gpu, gate, up);
+    }
     gate.apply_op2(up, SwiGlu)
 }
 

@@ -1,6 +1,8 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(any(feature = "cuda", test))]
+use super::gpu;
 use super::simd::{axpy, dot, softmax, vectorized};
 use super::slices::{contiguous, output};
 
@@ -14,6 +16,10 @@ const ROWS: usize = 64;
 pub fn tree_attention(q: &Tensor, k: &Tensor, v: &Tensor, parents: &[u32], head: usize) -> Result<Tensor> {
     if q.track_op() || k.track_op() || v.track_op() {
         bail!("attention in a tree passes no gradient on");
+    }
+    #[cfg(any(feature = "cuda", test))]
+    if let Some(gpu) = gpu::gpu_of(q.device())? {
+        return gpu::tree_attention(&*gpu, q, k, v, parents, head);
     }
     q.apply_op3_no_bwd(k, v, &TreeAttention { parents, head })
 }

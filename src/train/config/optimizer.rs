@@ -1,6 +1,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::need;
+use crate::train::Precision;
 
 /// `[train]`: AdamW (Loshchilov and Hutter, arXiv 1711.05101) with warm-up and cosine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,8 @@ pub struct OptimizerConfig {
     /// Whether the backward pass computes each block again instead of keeping what is in it: the same gradients, bit for
     /// bit, in less memory and more time.
     pub recompute: bool,
+    /// What activations and matrix products are computed in: "f32", or "bf16" on a GPU.
+    pub precision: Precision,
     /// What is not trained: with "main" only the f-gram model is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze: Option<Freeze>,
@@ -71,6 +74,7 @@ impl Default for OptimizerConfig {
             weight_decay: 0.1,
             clip: 1.0,
             recompute: false,
+            precision: Precision::default(),
             freeze: None,
         }
     }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::Group;
+use crate::train::update::Moments;
 use crate::train::{AdamW, Parameters, TrainError};
 
 /// Adds up the gradients of all processes, all in one message.
@@ -23,7 +24,7 @@ pub(in crate::train) fn sum_gradients(
     let mut rest = values.as_slice();
     for gradient in gradients.values_mut() {
         let (own, after) = rest.split_at(gradient.elem_count());
-        *gradient = Tensor::from_slice(own, gradient.shape(), &Device::Cpu)?;
+        *gradient = Tensor::from_slice(own, gradient.shape(), gradient.device())?;
         rest = after;
     }
     Ok(())
@@ -42,13 +43,16 @@ pub(in crate::train) fn share_parameters(
     for (_, var) in parameters.iter() {
         let mut values = var.flatten_all()?.to_vec1::<f32>()?;
         group.broadcast(bytemuck::cast_slice_mut(&mut values))?;
-        var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?)?;
+        var.set(&Tensor::from_vec(values, var.shape(), var.device())?)?;
     }
     for (name, var) in parameters.trained().filter(|_| with_moments) {
-        let zero = || vec![0f32; var.elem_count()];
-        let (m, v) = optimizer.moments.entry(name.to_owned()).or_insert_with(|| (zero(), zero()));
-        group.broadcast(bytemuck::cast_slice_mut(m))?;
-        group.broadcast(bytemuck::cast_slice_mut(v))?;
+        let (mut m, mut v) = match optimizer.moments.get(name) {
+            Some(moments) => moments.values()?,
+            None => (vec![0f32; var.elem_count()], vec![0f32; var.elem_count()]),
+        };
+        group.broadcast(bytemuck::cast_slice_mut(&mut m))?;
+        group.broadcast(bytemuck::cast_slice_mut(&mut v))?;
+        optimizer.moments.insert(name.to_owned(), Moments::new(m, v, var.device())?);
     }
     Ok(())
 }

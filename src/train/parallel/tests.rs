@@ -1,14 +1,16 @@
 //! Processes, as threads of one: what they agree on, and how they fail.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Barrier;
 use std::time::Duration;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::*;
+use crate::train::update::Moments;
 use crate::train::{AdamW, OptimizerConfig, Parameters};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -177,7 +179,7 @@ fn who_does_not_come_is_named() {
 fn all_begin_with_the_weights_and_moments_of_rank_0() {
     let sums = together(2, LONG, |mesh| {
         let mut mesh = mesh.unwrap();
-        let mut parameters = Parameters::new(mesh.rank() as u64, 0.5);
+        let mut parameters = Parameters::new(mesh.rank() as u64, 0.5, &Device::Cpu);
         let shapes: [(&str, &[usize]); 2] = [("w.weight", &[30, 7]), ("norm.weight", &[9])];
         for (name, shape) in shapes {
             parameters.create("main", name, shape, 1).unwrap();
@@ -185,7 +187,8 @@ fn all_begin_with_the_weights_and_moments_of_rank_0() {
         let mut optimizer = AdamW::new(&OptimizerConfig::default());
         if mesh.rank() == 0 {
             for (i, (name, var)) in parameters.iter().enumerate() {
-                let moments = (vec![i as f32 + 0.5; var.elem_count()], vec![0.25; var.elem_count()]);
+                let (m, v) = (vec![i as f32 + 0.5; var.elem_count()], vec![0.25; var.elem_count()]);
+                let moments = Moments::new(m, v, &Device::Cpu).unwrap();
                 optimizer.moments.insert(name.to_owned(), moments);
             }
         }
@@ -202,7 +205,10 @@ fn all_begin_with_the_weights_and_moments_of_rank_0() {
             .into();
         sum_gradients(&mut mesh, &mut gradients).unwrap();
         let gradients: Vec<_> = gradients.values().map(|sum| sum.to_vec1::<f32>().unwrap()).collect();
-        (checksum(&parameters).unwrap(), optimizer.moments, gradients, before)
+        let moments = optimizer.moments.iter();
+        let moments: BTreeMap<_, _> =
+            moments.map(|(name, own)| (name.clone(), own.values().unwrap())).collect();
+        (checksum(&parameters).unwrap(), moments, gradients, before)
     });
     let [(weights, moments, gradients, before), other] = &sums[..] else { panic!() };
     assert_eq!((weights, moments, gradients), (&other.0, &other.1, &other.2));

@@ -2,13 +2,14 @@ use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use safetensors::SafeTensors;
 use safetensors::tensor::Dtype;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 use crate::new_file::NewFile;
+use crate::train::update::Moments;
 use crate::train::{AdamW, Parameters, TrainError};
 
 /// Where a run stands, besides weights and moments. The data's position and the learning rate follow from the step.
@@ -42,9 +43,10 @@ impl Snapshot {
         for (name, var) in parameters.iter() {
             tensors.insert(format!("p/{name}"), (var.dims().to_vec(), var.flatten_all()?.to_vec1()?));
         }
-        for (name, (m, v)) in optimizer.into_iter().flat_map(|optimizer| &optimizer.moments) {
-            tensors.insert(format!("m/{name}"), (vec![m.len()], m.clone()));
-            tensors.insert(format!("v/{name}"), (vec![v.len()], v.clone()));
+        for (name, moments) in optimizer.into_iter().flat_map(|optimizer| &optimizer.moments) {
+            let (m, v) = moments.values()?;
+            tensors.insert(format!("m/{name}"), (vec![m.len()], m));
+            tensors.insert(format!("v/{name}"), (vec![v.len()], v));
         }
         Ok(Self { state: state.clone(), tensors })
     }
@@ -134,14 +136,14 @@ impl Snapshot {
         };
         for (name, var) in parameters.iter() {
             let values = take(format!("p/{name}"), var.elem_count())?;
-            var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu)?)?;
+            var.set(&Tensor::from_vec(values, var.shape(), var.device())?)?;
         }
         // Before the first update there are none.
         if let Some(optimizer) = optimizer.filter(|_| self.state.step > 0) {
             for (name, var) in parameters.trained() {
                 let len = var.elem_count();
-                let moments = (take(format!("m/{name}"), len)?, take(format!("v/{name}"), len)?);
-                optimizer.moments.insert(name.to_owned(), moments);
+                let (m, v) = (take(format!("m/{name}"), len)?, take(format!("v/{name}"), len)?);
+                optimizer.moments.insert(name.to_owned(), Moments::new(m, v, var.device())?);
             }
         }
         Ok(())

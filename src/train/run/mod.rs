@@ -18,6 +18,8 @@ mod trainer;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use candle_core::Device;
+
 use self::course::Course;
 use self::dead::DeadFgrams;
 use self::directory::RunDirectory;
@@ -60,10 +62,10 @@ impl Run {
     /// # Errors
     /// Where the data do not fit the configuration, or the directory does not fit `resume`.
     pub fn open(config: &RunConfig, directory: &Path, resume: bool) -> Result<Self, TrainError> {
-        Self::open_in(config, directory, resume, Box::new(Alone))
+        Self::open_in(config, directory, resume, Box::new(Alone), &Device::Cpu)
     }
 
-    /// As [`Run::open`], as one process of a group. Rank 0 alone reads and writes `directory`; the others begin with what
+    /// As [`Run::open`], on a device and as one process of a group. Rank 0 alone reads and writes `directory`; the others begin with what
     /// it gives them, so they can neither miss a checkpoint nor take another.
     ///
     /// # Errors
@@ -73,7 +75,11 @@ impl Run {
         directory: &Path,
         resume: bool,
         mut group: Box<dyn Group>,
+        device: &Device,
     ) -> Result<Self, TrainError> {
+        if let Some(why) = config.train.precision.objection(device) {
+            return Err(TrainError::Data(why));
+        }
         let (world_size, accumulate) = (group.world_size(), config.train.accumulate);
         if !accumulate.is_multiple_of(world_size) {
             return Err(GroupError::Uneven { accumulate, world_size }.into());
@@ -87,7 +93,7 @@ impl Run {
         samples::prompts(config, corpora.first())?;
         let vocab_size = corpora.first().tokenizer().vocab_size();
         let max_n = corpora.set().map_or(2, |set| set.policy().max_n);
-        let mut parameters = Parameters::new(config.seed, config.model.init_std);
+        let mut parameters = Parameters::new(config.seed, config.model.init_std, device);
         let model = JointModel::create(config, vocab_size, max_n, &mut parameters)?;
         let validation_model = JointModel::for_validation(config, vocab_size, max_n, &parameters)?;
         if begins {

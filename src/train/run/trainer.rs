@@ -7,7 +7,7 @@ use candle_core::backprop::GradStore;
 use super::{CorpusProgress, Progress, State};
 use crate::train::parallel::{Alone, Group, GroupError, Pairwise, sum_gradients};
 use crate::train::{
-    AdamW, Batch, Batches, HeldOut, JointModel, Parameters, RunConfig, TrainError, learning_rate,
+    AdamW, Batch, Batches, HeldOut, JointModel, Parameters, RunConfig, TrainError, learning_rate, square_sums,
 };
 
 /// What changes from step to step, apart from the data that it reads.
@@ -83,8 +83,9 @@ impl Trainer {
                 batch.fall_back(fgram.fallback, self.config.seed ^ number);
             }
             let value = self.model.loss(&batch)?;
+            let store = (&value / train.accumulate as f64)?.backward()?;
+            // Not before: a GPU that is asked for a number is waited for.
             *loss = f64::from(value.to_scalar::<f32>()?) / train.accumulate as f64;
-            let store = (value / train.accumulate as f64)?.backward()?;
             sums.push(self.gradients(&store)?, add_gradients)?;
         }
         let mut gradients = sums.finish(add_gradients)?.unwrap_or_default();
@@ -147,8 +148,8 @@ impl Trainer {
             return Err(self.diverged(step, &broken));
         }
         let mut sum = 0f64;
-        for (name, gradient) in gradients {
-            let square = f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        let squares = square_sums(&gradients.values().collect::<Vec<_>>())?;
+        for (name, square) in gradients.keys().zip(squares) {
             if !square.is_finite() {
                 return Err(self.diverged(step, &format!("the gradient of {name}")));
             }

@@ -1,10 +1,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
+use super::Moments;
 use crate::model::ops::contiguous_mut;
+#[cfg(any(feature = "cuda", test))]
+use crate::model::ops::gpu::gpu_of;
 use crate::train::OptimizerConfig;
 
 /// Elements a task handles.
@@ -13,8 +16,8 @@ const CHUNK: usize = 32 * 1024;
 /// AdamW (Loshchilov and Hutter, arXiv 1711.05101): moments in f32, parameter, moments and decay in one pass.
 pub struct AdamW {
     config: OptimizerConfig,
-    /// First and second moments by parameter.
-    pub(in crate::train) moments: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
+    /// Moments by parameter.
+    pub(in crate::train) moments: BTreeMap<String, Moments>,
 }
 
 impl AdamW {
@@ -37,11 +40,14 @@ impl AdamW {
         scale: f64,
     ) -> Result<()> {
         let len = var.elem_count();
-        let (m, v) = self.moments.entry(name.to_owned()).or_insert_with(|| (vec![0.0; len], vec![0.0; len]));
+        if !self.moments.contains_key(name) {
+            let zero = Moments::new(vec![0.0; len], vec![0.0; len], var.device())?;
+            self.moments.insert(name.to_owned(), zero);
+        }
+        let Some(moments) = self.moments.get_mut(name) else { bail!("{name} has no moments") };
         let c = &self.config;
         let decay = if var.rank() >= 2 { c.weight_decay } else { 0.0 };
-        let update = Update {
-            moments: Mutex::new((m, v)),
+        let numbers = Numbers {
             beta1: c.beta1 as f32,
             beta2: c.beta2 as f32,
             // Both bias corrections, folded into the step size and the epsilon.
@@ -51,18 +57,36 @@ impl AdamW {
             keep: (1.0 - rate * decay) as f32,
             scale: scale as f32,
         };
-        var.as_tensor().inplace_op2(&gradient.contiguous()?, &update)
+        match moments {
+            Moments::Host(m, v) => {
+                let update = Update { moments: Mutex::new((m, v)), numbers };
+                var.as_tensor().inplace_op2(&gradient.contiguous()?, &update)
+            }
+            #[cfg(any(feature = "cuda", test))]
+            Moments::Gpu([m, v]) => {
+                let Numbers { beta1, beta2, rate, epsilon, keep, scale } = numbers;
+                let update = crate::gpu::ops::AdamW { beta1, beta2, rate, epsilon, keep, scale };
+                let Some(gpu) = gpu_of(var.device())? else { bail!("{name} left the GPU") };
+                crate::model::ops::gpu::adamw(&*gpu, var.as_tensor(), gradient, [m, v], update)
+            }
+        }
     }
 }
 
-struct Update<'a> {
-    moments: Mutex<(&'a mut Vec<f32>, &'a mut Vec<f32>)>,
+/// The numbers of an update.
+#[derive(Clone, Copy)]
+struct Numbers {
     beta1: f32,
     beta2: f32,
     rate: f32,
     epsilon: f32,
     keep: f32,
     scale: f32,
+}
+
+struct Update<'a> {
+    moments: Mutex<(&'a mut Vec<f32>, &'a mut Vec<f32>)>,
+    numbers: Numbers,
 }
 
 impl InplaceOp2 for Update<'_> {
@@ -79,15 +103,16 @@ impl InplaceOp2 for Update<'_> {
         if g.len() != p.len() || m.len() != p.len() || v.len() != p.len() {
             candle_core::bail!("parameter, gradient and moments differ in size");
         }
+        let Numbers { beta1, beta2, rate, epsilon, keep, scale } = self.numbers;
         p.par_chunks_mut(CHUNK)
             .zip(g.par_chunks(CHUNK))
             .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
             .for_each(|((p, g), (m, v))| {
                 for i in 0..p.len() {
-                    let g = g[i] * self.scale;
-                    m[i] = self.beta1 * m[i] + (1.0 - self.beta1) * g;
-                    v[i] = self.beta2 * v[i] + (1.0 - self.beta2) * g * g;
-                    p[i] = p[i] * self.keep - self.rate * m[i] / (v[i].sqrt() + self.epsilon);
+                    let g = g[i] * scale;
+                    m[i] = beta1 * m[i] + (1.0 - beta1) * g;
+                    v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
+                    p[i] = p[i] * keep - rate * m[i] / (v[i].sqrt() + epsilon);
                 }
             });
         Ok(())

@@ -1,0 +1,173 @@
+use std::collections::HashMap;
+use std::ffi::c_int;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use candle_core::CudaDevice;
+use candle_core::cuda::DeviceId;
+use candle_core::cuda_backend::cudarc::cublas::{self, CudaBlas, sys as blas};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg, result, sys,
+};
+
+use super::{Buffer, Gemm, Gpu, GpuError, Launch, Memory, Operand, Slice, Type};
+
+/// Our kernels, as nvcc left them when the program was built.
+const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
+
+/// Shared memory that a block gets without asking for more.
+const SHARED: u32 = 48 * 1024;
+
+/// An NVIDIA GPU, on candle's stream of it: what candle does and what we do happen in one order.
+pub(crate) struct Cuda {
+    stream: Arc<CudaStream>,
+    blas: Arc<CudaBlas>,
+    module: Arc<CudaModule>,
+    functions: Mutex<HashMap<String, CudaFunction>>,
+}
+
+fn failed<E: std::fmt::Debug>(what: &str) -> impl FnOnce(E) -> GpuError {
+    move |error| GpuError::Failed { what: what.to_owned(), why: format!("{error:?}") }
+}
+
+impl Cuda {
+    /// The GPU of a device of candle's, its kernels loaded once.
+    ///
+    /// # Errors
+    /// Where the driver does not take the kernels.
+    pub(crate) fn of(device: &CudaDevice) -> Result<Arc<Self>, GpuError> {
+        static ALL: LazyLock<Mutex<HashMap<DeviceId, Arc<Cuda>>>> = LazyLock::new(Mutex::default);
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get(&device.id()) {
+            return Ok(known.clone());
+        }
+        let stream = device.cuda_stream();
+        // SAFETY: the device has one stream, ours, so nothing needs events to be in order.
+        unsafe { device.disable_event_tracking() };
+        let module = stream.context().load_module(KERNELS.into()).map_err(failed("loading the kernels"))?;
+        let own =
+            Arc::new(Self { blas: device.cublas_handle(), stream, module, functions: Mutex::default() });
+        all.insert(device.id(), own.clone());
+        Ok(own)
+    }
+
+    /// The stream that everything happens on.
+    pub(crate) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    fn function(&self, kernel: &str, shared: u32) -> Result<CudaFunction, GpuError> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(kernel) {
+            return Ok(function.clone());
+        }
+        let function = self.module.load_function(kernel).map_err(failed(kernel))?;
+        if shared > SHARED {
+            use sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MOST;
+            use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as ALLOWED;
+            let most = self.stream.context().attribute(MOST).map_err(failed(kernel))?;
+            function.set_attribute(ALLOWED, most).map_err(failed(kernel))?;
+        }
+        functions.insert(kernel.to_owned(), function.clone());
+        Ok(function)
+    }
+}
+
+impl Memory for CudaSlice<u8> {
+    fn address(&self) -> u64 {
+        self.device_ptr(self.stream()).0
+    }
+}
+
+impl Gpu for Cuda {
+    fn alloc(&self, bytes: usize) -> Result<Buffer, GpuError> {
+        // SAFETY: whoever takes memory of any contents writes it before it is read.
+        let memory = unsafe { self.stream.alloc::<u8>(bytes.max(1)) };
+        let memory = memory.map_err(|_| GpuError::Memory { what: "a step".to_owned(), bytes })?;
+        Ok(Buffer::new(Box::new(memory), bytes))
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), GpuError> {
+        let function = self.function(launch.kernel, launch.shared)?;
+        let [x, y, z] = launch.grid;
+        let config = LaunchConfig {
+            grid_dim: (x, y, z),
+            block_dim: (launch.block, 1, 1),
+            shared_mem_bytes: launch.shared,
+        };
+        let mut builder = self.stream.launch_builder(&function);
+        for argument in launch.arguments {
+            builder.arg(argument);
+        }
+        // SAFETY: the caller's word; an argument is in the lowest bytes of its number, where the driver looks for it.
+        unsafe { builder.launch(config) }.map(|_| ()).map_err(failed(launch.kernel))
+    }
+
+    unsafe fn gemm(&self, gemm: &Gemm<'_>) -> Result<(), GpuError> {
+        let size = |size: usize| c_int::try_from(size).map_err(failed("a matrix product"));
+        let [m, n, k] = gemm.sizes;
+        let (alpha, beta) = (1f32, if gemm.adds { 1f32 } else { 0.0 });
+        let kind = |operand: Operand<'_>| match operand.data.kind() {
+            Type::F32 => blas::cudaDataType::CUDA_R_32F,
+            Type::Bf16 => blas::cudaDataType::CUDA_R_16BF,
+            Type::U32 => blas::cudaDataType::CUDA_R_32U,
+        };
+        let turned = |operand: Operand<'_>| match operand.transposed {
+            true => blas::cublasOperation_t::CUBLAS_OP_T,
+            false => blas::cublasOperation_t::CUBLAS_OP_N,
+        };
+        let address = |operand: Operand<'_>| operand.data.at() as *mut std::ffi::c_void;
+        let (a, b, c) = (gemm.a, gemm.b, gemm.c);
+        // SAFETY: the caller's word on the sizes. cuBLAS reads matrices by columns, to which ours by rows are transposed; so
+        // it is asked for the transposed product, of the operands in the other order.
+        unsafe {
+            cublas::result::gemm_ex(
+                *self.blas.handle(),
+                turned(b),
+                turned(a),
+                size(n)?,
+                size(m)?,
+                size(k)?,
+                (&raw const alpha).cast(),
+                address(b),
+                kind(b),
+                size(b.row)?,
+                address(a),
+                kind(a),
+                size(a.row)?,
+                (&raw const beta).cast(),
+                address(c),
+                kind(c),
+                size(c.row)?,
+                blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                blas::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        }
+        .map_err(failed("a matrix product"))
+    }
+
+    fn zero(&self, to: Slice<'_>) -> Result<(), GpuError> {
+        // SAFETY: the slice is memory of this GPU that lives.
+        unsafe { result::memset_d8_async(to.at(), 0, to.bytes(), self.stream.cu_stream()) }
+            .map_err(failed("filling with zeros"))
+    }
+
+    fn upload(&self, from: &[u8], to: Slice<'_>) -> Result<(), GpuError> {
+        if from.len() != to.bytes() {
+            return Err(GpuError::operands("upload", format!("{} bytes into {}", from.len(), to.bytes())));
+        }
+        // SAFETY: the slice is memory of this GPU that lives. Of memory that is not pinned the driver has made a copy when
+        // it returns.
+        unsafe { result::memcpy_htod_async(to.at(), from, self.stream.cu_stream()) }
+            .map_err(failed("an upload"))
+    }
+
+    fn download(&self, from: Slice<'_>, to: &mut [u8]) -> Result<(), GpuError> {
+        if to.len() != from.bytes() {
+            return Err(GpuError::operands("download", format!("{} bytes into {}", from.bytes(), to.len())));
+        }
+        // SAFETY: the slice is memory of this GPU that lives; `to` is not touched before the copy is done.
+        unsafe { result::memcpy_dtoh_async(to, from.at(), self.stream.cu_stream()) }
+            .map_err(failed("a download"))?;
+        self.stream.synchronize().map_err(failed("a download"))
+    }
+}

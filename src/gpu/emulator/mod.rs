@@ -1,0 +1,145 @@
+//! A GPU for tests: the kernels' own sources, compiled for the CPU and run thread by thread, and matrix products one sum at
+//! a time. Memory is the host's.
+
+mod library;
+
+use std::slice;
+
+use half::bf16;
+
+use super::{Buffer, Gemm, Gpu, GpuError, Launch, Memory, Operand, Slice, Type};
+use library::Library;
+
+/// Runs kernels on the CPU.
+pub(crate) struct Emulator {
+    library: &'static Library,
+    /// Whether the last thread of a block runs first: no result may depend on it.
+    backwards: bool,
+}
+
+impl Emulator {
+    /// With a block's threads in this order.
+    pub(crate) fn new(backwards: bool) -> Self {
+        Self { library: Library::get(), backwards }
+    }
+
+    /// Memory with these numbers in it, of a type.
+    pub(crate) fn numbers(&self, numbers: &[f32], kind: Type) -> Buffer {
+        let bytes: Vec<u8> = match kind {
+            Type::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            Type::Bf16 => numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+            Type::U32 => panic!("no numbers of this type"),
+        };
+        let buffer = self.alloc(bytes.len()).unwrap();
+        self.upload(&bytes, buffer.of(kind)).unwrap();
+        buffer
+    }
+
+    /// Memory with these indices in it.
+    pub(crate) fn indices(&self, indices: &[u32]) -> Buffer {
+        let buffer = self.alloc(4 * indices.len()).unwrap();
+        self.upload(bytemuck::cast_slice(indices), buffer.of(Type::U32)).unwrap();
+        buffer
+    }
+
+    /// What is in memory.
+    pub(crate) fn read(&self, from: Slice<'_>) -> Vec<f32> {
+        let mut bytes = vec![0u8; from.bytes()];
+        self.download(from, &mut bytes).unwrap();
+        match from.kind() {
+            Type::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            Type::Bf16 => {
+                bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect()
+            }
+            Type::U32 => panic!("no numbers of this type"),
+        }
+    }
+}
+
+/// Aligned as a GPU's memory is, and full of NaNs at first.
+struct Host(Vec<u128>);
+
+impl Memory for Host {
+    fn address(&self) -> u64 {
+        self.0.as_ptr().addr() as u64
+    }
+}
+
+impl Gpu for Emulator {
+    fn alloc(&self, bytes: usize) -> Result<Buffer, GpuError> {
+        Ok(Buffer::new(Box::new(Host(vec![u128::MAX; bytes.div_ceil(16).max(1)])), bytes))
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), GpuError> {
+        self.library
+            .launch(launch, self.backwards)
+            .map_err(|why| GpuError::Failed { what: launch.kernel.to_owned(), why })
+    }
+
+    unsafe fn gemm(&self, gemm: &Gemm<'_>) -> Result<(), GpuError> {
+        let [m, n, k] = gemm.sizes;
+        for row in 0..m {
+            for column in 0..n {
+                let mut sum = if gemm.adds { get(gemm.c, row, column) } else { 0.0 };
+                for i in 0..k {
+                    sum += get(gemm.a, row, i) * get(gemm.b, i, column);
+                }
+                put(gemm.c, row, column, sum);
+            }
+        }
+        Ok(())
+    }
+
+    fn zero(&self, to: Slice<'_>) -> Result<(), GpuError> {
+        // SAFETY: the slice is host memory that lives, and no Rust reference to it does.
+        unsafe { slice::from_raw_parts_mut(to.at() as *mut u8, to.bytes()) }.fill(0);
+        Ok(())
+    }
+
+    fn upload(&self, from: &[u8], to: Slice<'_>) -> Result<(), GpuError> {
+        if from.len() != to.bytes() {
+            return Err(GpuError::operands("upload", format!("{} bytes into {}", from.len(), to.bytes())));
+        }
+        // SAFETY: as in `zero`.
+        unsafe { slice::from_raw_parts_mut(to.at() as *mut u8, to.bytes()) }.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn download(&self, from: Slice<'_>, to: &mut [u8]) -> Result<(), GpuError> {
+        if to.len() != from.bytes() {
+            return Err(GpuError::operands("download", format!("{} bytes into {}", from.bytes(), to.len())));
+        }
+        // SAFETY: the slice is host memory that lives.
+        to.copy_from_slice(unsafe { slice::from_raw_parts(from.at() as *const u8, from.bytes()) });
+        Ok(())
+    }
+}
+
+fn place(operand: Operand<'_>, row: usize, column: usize) -> usize {
+    let (row, column) = if operand.transposed { (column, row) } else { (row, column) };
+    let at = row * operand.row + column;
+    assert!(at < operand.data.len(), "a product reads beyond its operand");
+    at
+}
+
+fn get(operand: Operand<'_>, row: usize, column: usize) -> f32 {
+    let (at, from) = (place(operand, row, column), operand.data.at());
+    // SAFETY: the place was checked, and the memory lives.
+    unsafe {
+        match operand.data.kind() {
+            Type::F32 => (from as *const f32).add(at).read(),
+            _ => (from as *const bf16).add(at).read().to_f32(),
+        }
+    }
+}
+
+fn put(operand: Operand<'_>, row: usize, column: usize, x: f32) {
+    let (at, to) = (place(operand, row, column), operand.data.at());
+    // SAFETY: the place was checked, and the memory lives.
+    unsafe {
+        match operand.data.kind() {
+            Type::F32 => (to as *mut f32).add(at).write(x),
+            _ => (to as *mut bf16).add(at).write(bf16::from_f32(x)),
+        }
+    }
+}
