@@ -237,7 +237,7 @@ fn whenever_a_process_is_lost_no_update_is() {
     let mut config = data.0.config(true);
     (config.train.steps, config.validation.every, config.checkpoint.every) = (6, 3, 4);
     let go_on = |name: &str, group: Box<dyn Group>| {
-        let mut run = Run::open_in(&config, &data.path(name), true, group)?;
+        let mut run = Run::open_in(&config, &data.path(name), true, group, &candle_core::Device::Cpu)?;
         run.train(None, &AtomicBool::new(false), &mut |_| {})
     };
     go_on("whole", Box::new(Alone)).unwrap();

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
+use super::device::DeviceFlag;
 use super::dtype::DtypeFlag;
 use super::serve::at_least_one;
 use crate::kernels::{BLOCK, KvType, Pool};
@@ -14,6 +15,8 @@ pub(super) struct Compute {
     /// Threads that compute [default: one a core]
     #[arg(long, value_name = "N", env = "SCONE_THREADS", value_parser = at_least_one)]
     threads: Option<usize>,
+    #[command(flatten)]
+    device: DeviceFlag,
     #[command(flatten)]
     dtype: DtypeFlag,
     /// How keys and values are held: f16 takes half the memory of f32 and half the time to read, and changes logits by
@@ -62,6 +65,7 @@ impl Compute {
             Room::Sequences { most, .. } => most.saturating_mul(config.max_position_embeddings),
         };
         let mut runtime = Runtime::new(Arc::new(pool), positions);
+        runtime.device = self.device.open()?;
         runtime.dtype = self.dtype.encoding();
         runtime.kv_type = match self.kv_dtype {
             KvDtype::F32 => KvType::F32,

@@ -20,7 +20,7 @@ impl Forward for Model {
     }
 
     fn blocks(&self) -> usize {
-        self.cache().blocks()
+        self.kv_blocks()
     }
 
     fn forward(&mut self, batch: &[Piece<'_>], logits: &mut Vec<f32>) -> Result<(), ForwardError> {

@@ -6,10 +6,11 @@ use candle_core::CudaDevice;
 use candle_core::cuda::DeviceId;
 use candle_core::cuda_backend::cudarc::cublas::{self, CudaBlas, sys as blas};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg, result, sys,
+    CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg,
+    result, sys,
 };
 
-use super::{Buffer, Gemm, Gpu, GpuError, Launch, Memory, Operand, Slice, Type};
+use super::{Buffer, Gemm, Gpu, GpuError, Launch, Locked, Memory, Operand, Recorded, Slice, Staging, Type};
 
 /// Our kernels, as nvcc left them when the program was built.
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
@@ -72,6 +73,44 @@ impl Cuda {
     }
 }
 
+/// Locked memory of the host.
+struct Pinned {
+    memory: *mut u8,
+    bytes: usize,
+    stream: Arc<CudaStream>,
+}
+
+// SAFETY: the memory belongs to this alone, and the driver lets any thread use and free it.
+unsafe impl Send for Pinned {}
+
+impl Locked for Pinned {
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: so many bytes are there, and this is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.memory, self.bytes) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // A copy may still be under way.
+        let _ = self.stream.synchronize();
+        // SAFETY: it came from the counterpart of this call, and nothing uses it any more.
+        let _ = unsafe { result::free_host(self.memory.cast()) };
+    }
+}
+
+/// A step that was captured.
+struct Graph(CudaGraph);
+
+// SAFETY: a graph belongs to a context, not to a thread; launching binds the context.
+unsafe impl Send for Graph {}
+
+impl Recorded for Graph {
+    unsafe fn replay(&self) -> Result<(), GpuError> {
+        self.0.launch().map_err(failed("a recorded step"))
+    }
+}
+
 impl Memory for CudaSlice<u8> {
     fn address(&self) -> u64 {
         self.device_ptr(self.stream()).0
@@ -109,7 +148,9 @@ impl Gpu for Cuda {
         let kind = |operand: Operand<'_>| match operand.data.kind() {
             Type::F32 => blas::cudaDataType::CUDA_R_32F,
             Type::Bf16 => blas::cudaDataType::CUDA_R_16BF,
+            Type::F16 => blas::cudaDataType::CUDA_R_16F,
             Type::U32 => blas::cudaDataType::CUDA_R_32U,
+            Type::U8 => blas::cudaDataType::CUDA_R_8U,
         };
         let turned = |operand: Operand<'_>| match operand.transposed {
             true => blas::cublasOperation_t::CUBLAS_OP_T,
@@ -159,6 +200,36 @@ impl Gpu for Cuda {
         // it returns.
         unsafe { result::memcpy_htod_async(to.at(), from, self.stream.cu_stream()) }
             .map_err(failed("an upload"))
+    }
+
+    fn staging(&self, bytes: usize) -> Result<Staging, GpuError> {
+        self.stream.context().bind_to_thread().map_err(failed("staging memory"))?;
+        // SAFETY: it is freed once, by `Pinned`. Not from the driver's pools, which round up: exactly so many bytes.
+        let memory = unsafe { result::malloc_host(bytes.max(1), 0) }.map_err(failed("staging memory"))?;
+        // SAFETY: so many bytes are there.
+        unsafe { memory.cast::<u8>().write_bytes(0, bytes.max(1)) };
+        Ok(Box::new(Pinned { memory: memory.cast(), bytes, stream: self.stream.clone() }))
+    }
+
+    fn upload_staged(&self, from: &[u8], to: Slice<'_>) -> Result<(), GpuError> {
+        // The same call: what differs is that the driver finds the memory locked, and makes no copy of it.
+        self.upload(from, to)
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<Box<dyn Recorded>, GpuError> {
+        use sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH as FLAGS;
+        use sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as MODE;
+        self.stream.begin_capture(MODE).map_err(failed("recording a step"))?;
+        let result = work();
+        // Ended in any case, or the stream would be lost.
+        let graph = self.stream.end_capture(FLAGS).map_err(failed("recording a step"));
+        result?;
+        match graph? {
+            Some(graph) => Ok(Box::new(Graph(graph))),
+            None => {
+                Err(GpuError::Failed { what: "recording a step".to_owned(), why: "nothing in it".to_owned() })
+            }
+        }
     }
 
     fn download(&self, from: Slice<'_>, to: &mut [u8]) -> Result<(), GpuError> {

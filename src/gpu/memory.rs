@@ -7,7 +7,9 @@ use super::GpuError;
 pub(crate) enum Type {
     F32,
     Bf16,
+    F16,
     U32,
+    U8,
 }
 
 impl Type {
@@ -15,7 +17,8 @@ impl Type {
     pub(crate) fn bytes(self) -> usize {
         match self {
             Self::F32 | Self::U32 => 4,
-            Self::Bf16 => 2,
+            Self::Bf16 | Self::F16 => 2,
+            Self::U8 => 1,
         }
     }
 }
@@ -25,6 +28,14 @@ pub(crate) trait Memory: Send + Sync {
     /// Where it is.
     fn address(&self) -> u64;
 }
+
+/// Memory of the host that a GPU reads by itself: exactly as much as was asked for, locked where it is.
+pub(crate) trait Locked: Send {
+    fn bytes(&mut self) -> &mut [u8];
+}
+
+/// Where what goes to a GPU is put together.
+pub(crate) type Staging = Box<dyn Locked>;
 
 /// A piece of a GPU's memory.
 pub(crate) struct Buffer {
@@ -85,6 +96,11 @@ impl<'a> Slice<'a> {
 
     pub(crate) fn kind(self) -> Type {
         self.kind
+    }
+
+    /// The same memory as elements of another type.
+    pub(crate) fn reading(self, kind: Type) -> Slice<'a> {
+        Self { len: self.bytes() / kind.bytes(), kind, ..self }
     }
 
     /// `len` elements of it.

@@ -16,7 +16,7 @@ pub(crate) mod ops;
 
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::Cuda;
-pub(crate) use memory::{Buffer, Memory, Slice, Type};
+pub(crate) use memory::{Buffer, Locked, Memory, Slice, Staging, Type};
 
 /// What went wrong on a GPU.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +86,20 @@ pub(crate) struct Gemm<'a> {
     pub(crate) adds: bool,
 }
 
+/// What was [recorded](Gpu::record).
+pub(crate) trait Recorded: Send {
+    /// Does it, in the memory that it was recorded with.
+    ///
+    /// # Safety
+    /// That memory must still be there.
+    ///
+    /// # Errors
+    /// Where the driver refuses.
+    unsafe fn replay(&self) -> Result<(), GpuError>;
+}
+
 /// A GPU, or what stands for one: memory, and one queue in which everything happens in the order in which it was asked for.
-pub(crate) trait Gpu {
+pub(crate) trait Gpu: Send + Sync {
     /// Memory of its own, of any contents.
     ///
     /// # Errors
@@ -123,6 +135,24 @@ pub(crate) trait Gpu {
     /// # Errors
     /// Where the driver refuses or the sizes differ.
     fn upload(&self, from: &[u8], to: Slice<'_>) -> Result<(), GpuError>;
+
+    /// Host memory that copies are made from without another copy between.
+    ///
+    /// # Errors
+    /// Where there is not so much.
+    fn staging(&self, bytes: usize) -> Result<Staging, GpuError>;
+
+    /// Copies from the host; what was staged must stay as it is until something later was downloaded.
+    ///
+    /// # Errors
+    /// Where the driver refuses or the sizes differ.
+    fn upload_staged(&self, from: &[u8], to: Slice<'_>) -> Result<(), GpuError>;
+
+    /// Notes what `work` asks for without doing it, so that it can be asked for again at once.
+    ///
+    /// # Errors
+    /// Those of `work`, and where the driver refuses.
+    fn record(&self, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<Box<dyn Recorded>, GpuError>;
 
     /// Copies to the host, when all before is done.
     ///

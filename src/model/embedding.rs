@@ -67,42 +67,74 @@ impl Embedding {
         tokens: &Matrix,
         x: &mut [f32],
     ) -> Result<(), ModelError> {
-        let d = tokens.inputs();
-        let table = self.table();
-        let (at, ranks) = table.as_ref().map(|table| matches(table, pieces)).unwrap_or_default();
-        let mut ids: Vec<Option<u32>> =
-            pieces.iter().flat_map(|piece| &piece.tokens[piece.past..]).copied().map(Some).collect();
-        at.iter().for_each(|&row| ids[row as usize] = None);
+        let (d, vocabulary) = (tokens.inputs(), tokens.outputs());
+        let found = self.look_up(pieces, vocabulary);
         {
             let x = Shared::new(x);
-            pool.run(ids.len().div_ceil(TOKENS), &|task| {
-                for (row, id) in ids.iter().enumerate().skip(task * TOKENS).take(TOKENS) {
-                    if let &Some(id) = id {
+            pool.run(found.sources.len().div_ceil(TOKENS), &|task| {
+                for (row, &source) in found.sources.iter().enumerate().skip(task * TOKENS).take(TOKENS) {
+                    if (source as usize) < vocabulary {
                         // SAFETY: each row belongs to one task.
-                        tokens.row(id as usize, unsafe { x.part(row * d..(row + 1) * d) });
+                        tokens.row(source as usize, unsafe { x.part(row * d..(row + 1) * d) });
                     }
                 }
             });
         }
-        let Some(table) = table else { return Ok(()) };
-        if ranks.is_empty() {
-            // Perhaps because the file is gone. Where rows are gathered, that is found out with them.
-            table.check()?;
-            return Ok(());
+        let mut rows = std::mem::take(&mut self.staging);
+        rows.resize(found.ranks.len() * d, 0.0);
+        let gathered = self.gather(&found, &mut rows);
+        for (row, &source) in found.sources.iter().enumerate() {
+            if let Some(i) = (source as usize).checked_sub(vocabulary) {
+                x[row * d..][..d].copy_from_slice(&rows[i * d..][..d]);
+            }
         }
-        self.staging.resize(ranks.len() * d, 0.0);
+        self.staging = rows;
+        gathered
+    }
+
+    /// Where the embedding of each new token of a ragged batch comes from.
+    ///
+    /// # Panics
+    /// Where a token is beyond the vocabulary.
+    pub fn look_up(&self, pieces: &[Piece<'_>], vocabulary: usize) -> Found {
+        let table = self.table();
+        let (at, ranks) = table.as_ref().map(|table| matches(table, pieces)).unwrap_or_default();
+        let mut sources: Vec<u32> =
+            pieces.iter().flat_map(|piece| &piece.tokens[piece.past..]).copied().collect();
+        assert!(sources.iter().all(|&id| (id as usize) < vocabulary), "a token beyond the vocabulary");
+        for (&row, i) in at.iter().zip(vocabulary as u32..) {
+            sources[row as usize] = i;
+        }
+        Found { sources, ranks, table }
+    }
+
+    /// The embeddings `[ranks, d]` of the f-grams that were found.
+    ///
+    /// # Errors
+    /// Where the table is damaged or was changed while in use.
+    pub fn gather(&self, found: &Found, rows: &mut [f32]) -> Result<(), ModelError> {
+        let Some(table) = &found.table else { return Ok(()) };
         match &self.fgrams {
+            // Perhaps because the file is gone. Where rows are gathered, that is found out with them.
+            _ if found.ranks.is_empty() => table.check()?,
             Fgrams::Model(_, model, tokens) => {
                 table.check()?;
-                self.staging.copy_from_slice(&rows_of(table.index(), model, tokens, &ranks)?);
+                rows.copy_from_slice(&rows_of(table.index(), model, tokens, &found.ranks)?);
             }
-            _ => table.gather(&ranks, &mut self.staging)?,
-        }
-        for (&row, new) in at.iter().zip(self.staging.chunks_exact(d)) {
-            x[row as usize * d..][..d].copy_from_slice(new);
+            _ => table.gather(&found.ranks, rows)?,
         }
         Ok(())
     }
+}
+
+/// Where a batch's input embeddings come from.
+pub struct Found {
+    /// By row: a token, or from the vocabulary's size on one of `ranks`.
+    pub sources: Vec<u32>,
+    /// The f-grams that end in the batch, in its order.
+    pub ranks: Vec<u32>,
+    /// The table in which they were found, as it was then.
+    table: Option<Arc<Table>>,
 }
 
 /// Which of the batch's new tokens end an f-gram, and its rank.

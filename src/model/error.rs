@@ -24,6 +24,9 @@ pub enum ModelError {
         /// What is the matter.
         why: String,
     },
+    /// A GPU that failed, or has not enough memory.
+    #[error("{0}")]
+    Gpu(String),
     /// A JSON file does not say what it should.
     #[error("{path}: {why}")]
     Config {
@@ -117,5 +120,12 @@ impl ModelError {
 
     pub(crate) fn weights(path: &Path, why: impl Into<String>) -> Self {
         Self::Weights { path: path.to_owned(), why: why.into() }
+    }
+}
+
+#[cfg(any(feature = "cuda", test))]
+impl From<crate::gpu::GpuError> for ModelError {
+    fn from(error: crate::gpu::GpuError) -> Self {
+        Self::Gpu(error.to_string())
     }
 }

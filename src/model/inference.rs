@@ -1,17 +1,21 @@
 use std::sync::Arc;
 
-use super::transformer::{Transformer, Weights};
+use candle_core::Device;
+
+use super::executor::Executor;
 use super::{Checkpoint, Config, Embedding, Fgrams, ModelError, Piece};
-use crate::kernels::{BLOCK, Encoding, KvCache, KvType, Pool, Span};
+use crate::kernels::{BLOCK, Encoding, KvType, Pool, Span};
 
 /// How a model is run.
 #[derive(Clone, Debug)]
 pub struct Runtime {
-    /// The threads that compute.
+    /// Where the transformer is computed.
+    pub device: Device,
+    /// The threads that compute: all of it on a CPU, and what is left to one beside a GPU.
     pub pool: Arc<Pool>,
     /// What the weights are converted to; as they are stored if None.
     pub dtype: Option<Encoding>,
-    /// How keys and values are held.
+    /// How keys and values are held on a CPU. On a GPU they have the type of activations.
     pub kv_type: KvType,
     /// Blocks of [`BLOCK`] positions that there is room for.
     pub kv_blocks: usize,
@@ -20,9 +24,10 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// On these threads: weights as they are stored, exact keys and values, of so many positions.
+    /// On a CPU, on these threads: weights as they are stored, exact keys and values, of so many positions.
     pub fn new(pool: Arc<Pool>, positions: usize) -> Self {
         Self {
+            device: Device::Cpu,
             pool,
             dtype: None,
             kv_type: KvType::F32,
@@ -35,9 +40,8 @@ impl Runtime {
 /// A model that serves: embedding, transformer, and the keys and values of its sequences.
 pub struct Model {
     config: Config,
-    transformer: Transformer,
+    executor: Executor,
     embedding: Embedding,
-    cache: KvCache,
     pool: Arc<Pool>,
     /// The batch's rows whose logits are wanted: a step's own, kept for its memory.
     wanted: Vec<usize>,
@@ -56,15 +60,9 @@ impl Model {
         fgrams: Fgrams,
         runtime: &Runtime,
     ) -> Result<Self, ModelError> {
-        let transformer = Weights::new(checkpoint, runtime.dtype).transformer(&config)?;
-        let no_memory = |why: String| candle_core::Error::Msg(format!("keys and values: {why}"));
-        let cache =
-            KvCache::new(transformer.kv_shape(), runtime.kv_type, runtime.kv_blocks).map_err(no_memory)?;
-        if runtime.takes_memory {
-            cache.populate().map_err(no_memory)?;
-        }
+        let executor = Executor::new(&config, checkpoint, runtime)?;
         let (embedding, pool) = (Embedding::new(fgrams), Arc::clone(&runtime.pool));
-        Ok(Self { config, transformer, embedding, cache, pool, wanted: Vec::new(), written: Vec::new() })
+        Ok(Self { config, executor, embedding, pool, wanted: Vec::new(), written: Vec::new() })
     }
 
     /// Its shape.
@@ -72,14 +70,28 @@ impl Model {
         &self.config
     }
 
+    /// How many steps a GPU has recorded.
+    #[cfg(test)]
+    pub(crate) fn recorded_steps(&self) -> usize {
+        match &self.executor {
+            Executor::Gpu(transformer) => transformer.recorded_steps(),
+            Executor::Cpu { .. } => 0,
+        }
+    }
+
     /// Its input embedding.
     pub fn embedding(&self) -> &Embedding {
         &self.embedding
     }
 
-    /// Its keys and values.
-    pub fn cache(&self) -> &KvCache {
-        &self.cache
+    /// Blocks of [`BLOCK`] positions that there is room for.
+    pub fn kv_blocks(&self) -> usize {
+        self.executor.kv_blocks()
+    }
+
+    /// Bytes of the memory for keys and values.
+    pub fn kv_bytes(&self) -> usize {
+        self.executor.kv_bytes()
     }
 
     /// The threads it computes on.
@@ -89,7 +101,7 @@ impl Model {
 
     /// Bytes of the weights as they are held.
     pub fn weight_bytes(&self) -> usize {
-        self.transformer.weight_bytes()
+        self.executor.weight_bytes()
     }
 
     /// One step over a ragged batch: writes the new tokens' keys and values and puts the wanted logits
@@ -110,10 +122,8 @@ impl Model {
             end += span.new;
             self.wanted.extend(end - piece.wanted.min(span.new)..end);
         }
-        let (x, tokens) = self.transformer.input(end);
-        self.embedding.embed(&self.pool, pieces, tokens, x)?;
-        self.transformer.forward(&self.pool, &mut self.cache, &spans, &self.wanted, logits);
-        Ok(())
+        let Self { executor, embedding, pool, wanted, .. } = self;
+        executor.forward(pool, embedding, pieces, &spans, wanted, logits)
     }
 
     /// That no block is written for two sequences, or twice.
@@ -143,8 +153,8 @@ impl Model {
             return no(format!("{} to {len} are no positions of a context of {context}", piece.past));
         }
         let blocks = piece.blocks.get(..len.div_ceil(BLOCK));
-        if blocks.is_none_or(|blocks| blocks.iter().any(|&block| block as usize >= self.cache.blocks())) {
-            return no(format!("{len} tokens need blocks that the cache of {} has not", self.cache.blocks()));
+        if blocks.is_none_or(|blocks| blocks.iter().any(|&block| block as usize >= self.kv_blocks())) {
+            return no(format!("{len} tokens need blocks that the cache of {} has not", self.kv_blocks()));
         }
         Ok(())
     }

@@ -34,7 +34,7 @@ pub fn likelihoods(
     spans: &[Span],
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<Likelihood>, ModelError> {
-    let most = model.config().max_position_embeddings.min(model.cache().blocks() * BLOCK);
+    let most = model.config().max_position_embeddings.min(model.kv_blocks() * BLOCK);
     if let Some(span) = spans.iter().find(|span| span.scored >= span.tokens.len() || span.read() > most) {
         let why = format!(
             "cannot score {} of {} tokens: one must stay before them, and the model reads {most} at most",
@@ -43,7 +43,7 @@ pub fn likelihoods(
         );
         return Err(candle_core::Error::Msg(why).into());
     }
-    let blocks: Vec<u32> = (0..model.cache().blocks() as u32).collect();
+    let blocks: Vec<u32> = (0..model.kv_blocks() as u32).collect();
     let mut found = Vec::with_capacity(spans.len());
     let mut rest = spans;
     while !rest.is_empty() {

@@ -11,8 +11,11 @@ mod device;
 mod directory;
 pub mod embedding;
 mod error;
+mod executor;
 mod extend;
 mod fgram_model;
+#[cfg(any(feature = "cuda", test))]
+mod gpu_transformer;
 mod inference;
 mod likelihood;
 mod live_table;

@@ -58,7 +58,7 @@ pub fn perplexity(
         return Err(candle_core::Error::Msg(why).into());
     }
     let blocks = context.div_ceil(BLOCK);
-    let together = (model.cache().blocks() / blocks).min(BATCH_TOKENS.div_ceil(context));
+    let together = (model.kv_blocks() / blocks).min(BATCH_TOKENS.div_ceil(context));
     if together == 0 {
         let why = format!("there is no room for the keys and values of a window of {context} tokens");
         return Err(candle_core::Error::Msg(why).into());

@@ -4,10 +4,11 @@
 mod library;
 
 use std::slice;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use half::bf16;
+use half::{bf16, f16};
 
-use super::{Buffer, Gemm, Gpu, GpuError, Launch, Memory, Operand, Slice, Type};
+use super::{Buffer, Gemm, Gpu, GpuError, Launch, Locked, Memory, Operand, Recorded, Slice, Staging, Type};
 use library::Library;
 
 /// Runs kernels on the CPU.
@@ -15,12 +16,58 @@ pub(crate) struct Emulator {
     library: &'static Library,
     /// Whether the last thread of a block runs first: no result may depend on it.
     backwards: bool,
+    /// What is being recorded, if anything is.
+    recording: Arc<Mutex<Option<Vec<Work>>>>,
+}
+
+/// Something that was asked for.
+#[derive(Clone)]
+enum Work {
+    Launch { kernel: String, grid: [u32; 3], block: u32, shared: u32, arguments: Vec<u64> },
+    Gemm(Gemm<'static>),
+}
+
+struct Recording {
+    gpu: Emulator,
+    work: Vec<Work>,
+}
+
+impl Recorded for Recording {
+    unsafe fn replay(&self) -> Result<(), GpuError> {
+        self.work.iter().try_for_each(|work| self.gpu.run(work))
+    }
 }
 
 impl Emulator {
     /// With a block's threads in this order.
     pub(crate) fn new(backwards: bool) -> Self {
-        Self { library: Library::get(), backwards }
+        Self { library: Library::get(), backwards, recording: Arc::default() }
+    }
+
+    /// Does it, or notes it.
+    fn ask(&self, work: Work) -> Result<(), GpuError> {
+        match &mut *self.recording.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(recording) => {
+                recording.push(work);
+                Ok(())
+            }
+            None => self.run(&work),
+        }
+    }
+
+    fn run(&self, work: &Work) -> Result<(), GpuError> {
+        match work {
+            Work::Launch { kernel, grid, block, shared, arguments } => {
+                let (grid, block, shared) = (*grid, *block, *shared);
+                let launch = Launch { kernel, grid, block, shared, arguments };
+                let failed = |why| GpuError::Failed { what: kernel.clone(), why };
+                self.library.launch(&launch, self.backwards).map_err(failed)
+            }
+            Work::Gemm(gemm) => {
+                multiply(gemm);
+                Ok(())
+            }
+        }
     }
 
     /// Memory with these numbers in it, of a type.
@@ -28,7 +75,8 @@ impl Emulator {
         let bytes: Vec<u8> = match kind {
             Type::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Type::Bf16 => numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-            Type::U32 => panic!("no numbers of this type"),
+            Type::F16 => numbers.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+            _ => panic!("no numbers of this type"),
         };
         let buffer = self.alloc(bytes.len()).unwrap();
         self.upload(&bytes, buffer.of(kind)).unwrap();
@@ -51,7 +99,10 @@ impl Emulator {
             Type::Bf16 => {
                 bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect()
             }
-            Type::U32 => panic!("no numbers of this type"),
+            Type::F16 => {
+                bytes.chunks_exact(2).map(|b| f16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect()
+            }
+            _ => panic!("no numbers of this type"),
         }
     }
 }
@@ -71,23 +122,31 @@ impl Gpu for Emulator {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), GpuError> {
-        self.library
-            .launch(launch, self.backwards)
-            .map_err(|why| GpuError::Failed { what: launch.kernel.to_owned(), why })
+        let &Launch { grid, block, shared, .. } = launch;
+        let (kernel, arguments) = (launch.kernel.to_owned(), launch.arguments.to_vec());
+        self.ask(Work::Launch { kernel, grid, block, shared, arguments })
     }
 
     unsafe fn gemm(&self, gemm: &Gemm<'_>) -> Result<(), GpuError> {
-        let [m, n, k] = gemm.sizes;
-        for row in 0..m {
-            for column in 0..n {
-                let mut sum = if gemm.adds { get(gemm.c, row, column) } else { 0.0 };
-                for i in 0..k {
-                    sum += get(gemm.a, row, i) * get(gemm.b, i, column);
-                }
-                put(gemm.c, row, column, sum);
-            }
-        }
-        Ok(())
+        // SAFETY: a recording may outlive the slices, and who replays it answers for their memory.
+        self.ask(Work::Gemm(unsafe { std::mem::transmute::<Gemm<'_>, Gemm<'static>>(*gemm) }))
+    }
+
+    fn staging(&self, bytes: usize) -> Result<Staging, GpuError> {
+        Ok(Box::new(Staged { memory: vec![u128::MAX; bytes.div_ceil(16).max(1)], bytes }))
+    }
+
+    fn upload_staged(&self, from: &[u8], to: Slice<'_>) -> Result<(), GpuError> {
+        self.upload(from, to)
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<Box<dyn Recorded>, GpuError> {
+        *self.recording.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+        let result = work();
+        let work = self.recording.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
+        result?;
+        let gpu = Self { library: self.library, backwards: self.backwards, recording: Arc::default() };
+        Ok(Box::new(Recording { gpu, work }))
     }
 
     fn zero(&self, to: Slice<'_>) -> Result<(), GpuError> {
@@ -115,6 +174,32 @@ impl Gpu for Emulator {
     }
 }
 
+/// Staging memory, aligned as a GPU's driver has it.
+struct Staged {
+    memory: Vec<u128>,
+    bytes: usize,
+}
+
+impl Locked for Staged {
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.memory)[..self.bytes]
+    }
+}
+
+/// A product, one sum at a time.
+fn multiply(gemm: &Gemm<'_>) {
+    let [m, n, k] = gemm.sizes;
+    for row in 0..m {
+        for column in 0..n {
+            let mut sum = if gemm.adds { get(gemm.c, row, column) } else { 0.0 };
+            for i in 0..k {
+                sum += get(gemm.a, row, i) * get(gemm.b, i, column);
+            }
+            put(gemm.c, row, column, sum);
+        }
+    }
+}
+
 fn place(operand: Operand<'_>, row: usize, column: usize) -> usize {
     let (row, column) = if operand.transposed { (column, row) } else { (row, column) };
     let at = row * operand.row + column;
@@ -128,6 +213,7 @@ fn get(operand: Operand<'_>, row: usize, column: usize) -> f32 {
     unsafe {
         match operand.data.kind() {
             Type::F32 => (from as *const f32).add(at).read(),
+            Type::F16 => (from as *const f16).add(at).read().to_f32(),
             _ => (from as *const bf16).add(at).read().to_f32(),
         }
     }
@@ -139,6 +225,7 @@ fn put(operand: Operand<'_>, row: usize, column: usize, x: f32) {
     unsafe {
         match operand.data.kind() {
             Type::F32 => (to as *mut f32).add(at).write(x),
+            Type::F16 => (to as *mut f16).add(at).write(f16::from_f32(x)),
             _ => (to as *mut bf16).add(at).write(bf16::from_f32(x)),
         }
     }

@@ -1,7 +1,9 @@
 // Everything that is compiled, as one unit.
-#include "attention.cu"
 #include "elementwise.cu"
 #include "norm.cu"
+#include "paged_attention.cu"
 #include "rows.cu"
 #include "short_attention.cu"
+#include "step.cu"
 #include "training.cu"
+#include "weights.cu"

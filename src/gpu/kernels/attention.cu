@@ -2,6 +2,7 @@
 // shared memory (Dao et al., arXiv 2205.14135): the scores never exist as a whole. Products are done by the tensor cores
 // for bf16 and plainly for f32. Gradients are summed in one order, without atomics: keys' and values' by the block that owns
 // their tile, queries' by another.
+#pragma once
 #include "common.cuh"
 
 // A tile of the batch: the first row of its sequence, the sequence's length, and the tile's number in it.
@@ -21,17 +22,15 @@ struct Sizes {
     __device__ u32 sum() const { return padded() + 4; }
 };
 
-template <class T> struct Product;
-
 // c[rows, columns] (+)= a * b, on 16 by 16 tiles shared out between the block's warps. `a` is [rows, inner], or its
 // transpose is where A_T; `b` [inner, columns], or its transpose is where B_T. All sizes are multiples of 16.
-template <> struct Product<bf16> {
+template <class T> struct Product {
     template <bool A_T, bool B_T>
-    static __device__ void of(const bf16 *a, u32 a_row, const bf16 *b, u32 b_row, float *c, u32 c_row, u32 rows,
+    static __device__ void of(const T *a, u32 a_row, const T *b, u32 b_row, float *c, u32 c_row, u32 rows,
                               u32 columns, u32 inner, bool accumulate) {
         using namespace nvcuda::wmma;
-        using A = fragment<matrix_a, 16, 16, 16, bf16, std::conditional_t<A_T, col_major, row_major>>;
-        using B = fragment<matrix_b, 16, 16, 16, bf16, std::conditional_t<B_T, col_major, row_major>>;
+        using A = fragment<matrix_a, 16, 16, 16, T, std::conditional_t<A_T, col_major, row_major>>;
+        using B = fragment<matrix_b, 16, 16, 16, T, std::conditional_t<B_T, col_major, row_major>>;
         u32 across = columns / 16, warps = blockDim.x / WARP;
         for (u32 tile = threadIdx.x / WARP; tile < rows / 16 * across; tile += warps) {
             u32 row = tile / across * 16, column = tile % across * 16;

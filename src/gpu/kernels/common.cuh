@@ -19,6 +19,8 @@ using u8 = unsigned char;
 using u32 = unsigned int;
 using u64 = unsigned long long;
 
+#include <type_traits>
+
 constexpr u32 WARP = 32;
 constexpr u32 ALL = 0xffffffffu;
 

@@ -49,7 +49,7 @@ impl Attention {
     }
 
     /// Bytes of shared memory for so many operands, weights, scores and sums of a tile. Each piece is rounded up to 128.
-    fn shared(
+    pub(super) fn shared(
         self,
         kind: Type,
         operands: usize,

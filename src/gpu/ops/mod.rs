@@ -6,8 +6,11 @@ mod cross_entropy;
 mod elementwise;
 mod linear;
 mod norm;
+mod paged_attention;
+mod product;
 mod rows;
 mod short_attention;
+mod step;
 
 pub(crate) use adamw::{AdamW, adamw, square_sums, sum};
 pub(crate) use attention::{Attention, attention, attention_backward, tiles};
@@ -15,8 +18,11 @@ pub(crate) use cross_entropy::{CrossEntropy, cross_entropy};
 pub(crate) use elementwise::{add, convert, rope, scale, swiglu, swiglu_backward};
 pub(crate) use linear::{linear, linear_backward_input, linear_backward_weight};
 pub(crate) use norm::{rms_norm, rms_norm_backward};
+pub(crate) use paged_attention::{CHUNK, Paged, paged_queries, paged_tiles};
+pub(crate) use product::{FEW, Packing, few_rows, product, unpack};
 pub(crate) use rows::{Scatter, add_rows, take_rows};
 pub(crate) use short_attention::{ShortSequences, short_attention, short_attention_backward, tree_attention};
+pub(crate) use step::{Turn, add_norm, embed, gated, largest, turn};
 
 use super::{Gpu, GpuError, Launch, Slice, Type};
 
@@ -31,11 +37,24 @@ macro_rules! kernel {
         match $kind {
             crate::gpu::Type::F32 => Ok(concat!($name, "_float")),
             crate::gpu::Type::Bf16 => Ok(concat!($name, "_bf16")),
-            crate::gpu::Type::U32 => Err(crate::gpu::GpuError::operands($name, "no kernel for this type")),
+            _ => Err(crate::gpu::GpuError::operands($name, "no kernel for this type")),
         }
     };
 }
 use kernel;
+
+/// As `kernel`, of a kernel that there is for f16 as well.
+macro_rules! step_kernel {
+    ($name:literal, $kind:expr) => {
+        match $kind {
+            crate::gpu::Type::F32 => Ok(concat!($name, "_float")),
+            crate::gpu::Type::Bf16 => Ok(concat!($name, "_bf16")),
+            crate::gpu::Type::F16 => Ok(concat!($name, "_f16")),
+            _ => Err(crate::gpu::GpuError::operands($name, "no kernel for this type")),
+        }
+    };
+}
+use step_kernel;
 
 /// What a kernel can be given.
 trait Argument {

@@ -1,0 +1,98 @@
+use super::embedding::Embedding;
+#[cfg(any(feature = "cuda", test))]
+use super::gpu_transformer::{GpuTransformer, GpuWeights};
+use super::transformer::{Transformer, Weights};
+use super::{Checkpoint, Config, ModelError, Piece, Runtime};
+use crate::kernels::{KvCache, Pool, Span};
+
+/// What computes the transformer, and keeps its keys and values.
+pub(super) enum Executor {
+    /// A CPU.
+    Cpu { transformer: Box<Transformer>, cache: KvCache },
+    /// A GPU.
+    #[cfg(any(feature = "cuda", test))]
+    Gpu(Box<GpuTransformer>),
+}
+
+impl Executor {
+    /// Brings the weights to where they are computed, and makes room for keys and values.
+    ///
+    /// # Errors
+    /// Where a tensor is missing or does not fit the configuration, or there is not enough memory.
+    pub(super) fn new(
+        config: &Config,
+        checkpoint: &Checkpoint,
+        runtime: &Runtime,
+    ) -> Result<Self, ModelError> {
+        #[cfg(any(feature = "cuda", test))]
+        if let Some(gpu) = super::ops::gpu::gpu_of(&runtime.device)? {
+            let weights = GpuWeights::new(gpu, checkpoint, runtime.dtype)?;
+            return Ok(Self::Gpu(Box::new(weights.transformer(config, runtime.kv_blocks)?)));
+        }
+        let transformer = Box::new(Weights::new(checkpoint, runtime.dtype).transformer(config)?);
+        let no_memory = |why: String| candle_core::Error::Msg(format!("keys and values: {why}"));
+        let cache =
+            KvCache::new(transformer.kv_shape(), runtime.kv_type, runtime.kv_blocks).map_err(no_memory)?;
+        if runtime.takes_memory {
+            cache.populate().map_err(no_memory)?;
+        }
+        Ok(Self::Cpu { transformer, cache })
+    }
+
+    pub(super) fn kv_blocks(&self) -> usize {
+        match self {
+            Self::Cpu { cache, .. } => cache.blocks(),
+            #[cfg(any(feature = "cuda", test))]
+            Self::Gpu(transformer) => transformer.kv_blocks(),
+        }
+    }
+
+    pub(super) fn kv_bytes(&self) -> usize {
+        match self {
+            Self::Cpu { cache, .. } => cache.bytes(),
+            #[cfg(any(feature = "cuda", test))]
+            Self::Gpu(transformer) => transformer.kv_bytes(),
+        }
+    }
+
+    pub(super) fn weight_bytes(&self) -> usize {
+        match self {
+            Self::Cpu { transformer, .. } => transformer.weight_bytes(),
+            #[cfg(any(feature = "cuda", test))]
+            Self::Gpu(transformer) => transformer.weight_bytes(),
+        }
+    }
+
+    /// One step over a ragged batch: the logits of its rows `wanted` go into `logits`, in place of what was there.
+    ///
+    /// # Errors
+    /// Where the table is damaged or was changed while in use, or the GPU fails.
+    ///
+    /// # Panics
+    /// Where a token is beyond the vocabulary, or a block is not there.
+    pub(super) fn forward(
+        &mut self,
+        pool: &Pool,
+        embedding: &mut Embedding,
+        pieces: &[Piece<'_>],
+        spans: &[Span<'_>],
+        wanted: &[usize],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        match self {
+            Self::Cpu { transformer, cache } => {
+                let rows = spans.iter().map(|span| span.new).sum();
+                let (x, tokens) = transformer.input(rows);
+                embedding.embed(pool, pieces, tokens, x)?;
+                transformer.forward(pool, cache, spans, wanted, logits);
+                Ok(())
+            }
+            #[cfg(any(feature = "cuda", test))]
+            Self::Gpu(transformer) => {
+                let found = embedding.look_up(pieces, transformer.vocabulary());
+                embedding.gather(&found, transformer.fgram_rows(found.ranks.len())?)?;
+                transformer.forward(spans, &found.sources, wanted, logits)
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+use std::collections::HashMap;
+
+use crate::gpu::Recorded;
+use crate::kernels::Span;
+
+/// The sizes that decoding steps are filled up to.
+const SIZES: [usize; 13] = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256];
+
+/// Steps that were recorded, by size and by how many chunks of positions they see.
+#[derive(Default)]
+pub(super) struct Graphs {
+    /// None where one was asked for once.
+    steps: HashMap<(usize, usize), Option<Box<dyn Recorded>>>,
+    /// The workspace that they read and write.
+    generation: u64,
+}
+
+/// What there is of a step.
+pub(super) enum Found<'a> {
+    /// It can be asked for again.
+    Recorded(&'a dyn Recorded),
+    /// It was asked for once.
+    Again,
+    /// It was never asked for.
+    New,
+}
+
+impl Graphs {
+    /// What a step is filled up to, if it only decodes: a row a sequence, each of whose logits are wanted.
+    pub(super) fn size(spans: &[Span<'_>], wanted: &[usize]) -> Option<usize> {
+        let decodes = wanted.len() == spans.len() && spans.iter().all(|span| span.new == 1);
+        SIZES.into_iter().find(|&size| decodes && !spans.is_empty() && spans.len() <= size)
+    }
+
+    /// Looks a step up. Those of another generation of the workspace are gone.
+    pub(super) fn find(&mut self, key: (usize, usize), generation: u64) -> Found<'_> {
+        if self.generation != generation {
+            self.steps.clear();
+            self.generation = generation;
+        }
+        if !self.steps.contains_key(&key) {
+            self.steps.insert(key, None);
+            return Found::New;
+        }
+        match self.steps.get(&key) {
+            Some(Some(step)) => Found::Recorded(&**step),
+            _ => Found::Again,
+        }
+    }
+
+    /// Keeps a step that was recorded.
+    pub(super) fn keep(&mut self, key: (usize, usize), step: Box<dyn Recorded>) {
+        self.steps.insert(key, Some(step));
+    }
+
+    /// How many are recorded.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.steps.values().flatten().count()
+    }
+}

@@ -1,0 +1,222 @@
+//! The main model as it serves on a GPU: weights, keys and values there, one workspace, and steps that are recorded once
+//! and asked for again.
+//!
+//! It is the counterpart of [`Transformer`](super::transformer) for the CPU and gives the same logits within the rounding of
+//! its type. What it does not promise is the same bits: cuBLAS sums in another order where a batch has another size.
+//!
+//! The host puts what a step needs into staging memory, which is locked and of the right size: where each row comes from,
+//! its position, its place in the cache, the sequences' pages, and the rows of f-grams, in f32. That is copied, the step is
+//! asked for, and the host waits once, for the logits. A step that only decodes is filled up to one of a few sizes and
+//! recorded (a CUDA graph), so that asking for it is one call.
+
+mod block;
+mod graphs;
+mod load;
+mod plan;
+#[cfg(test)]
+mod tests;
+mod weight;
+mod workspace;
+
+use std::sync::Arc;
+
+use super::ModelError;
+use crate::gpu::{Buffer, Gpu, GpuError, Slice, Type, ops};
+use crate::kernels::Span;
+use block::Block;
+use graphs::Graphs;
+use plan::Plan;
+use weight::Weight;
+use workspace::Workspace;
+
+pub(super) use load::GpuWeights;
+
+/// A Llama-shaped transformer with its embedding, its head, and its keys and values, on a GPU.
+pub(super) struct GpuTransformer {
+    gpu: Arc<dyn Gpu>,
+    blocks: Vec<Block>,
+    /// `T` `[vocabulary, d]` in the type of activations.
+    tokens: Buffer,
+    /// The head, as it is stored; `tokens` where there is none.
+    head: Option<Weight>,
+    norm: Buffer,
+    frequencies: Buffer,
+    shape: Shape,
+    cache: Cache,
+    workspace: Workspace,
+    graphs: Graphs,
+}
+
+/// The sizes that a step needs.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    /// The type of activations, keys and values.
+    kind: Type,
+    width: usize,
+    feed_forward: usize,
+    heads: usize,
+    kv_heads: usize,
+    head: usize,
+    vocabulary: usize,
+    context: usize,
+    eps: f32,
+}
+
+impl Shape {
+    fn queries(&self) -> usize {
+        self.heads * self.head
+    }
+
+    /// Features of queries, keys and values, side by side.
+    fn qkv(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head
+    }
+
+    fn all_heads(&self) -> [usize; 3] {
+        [self.heads, self.kv_heads, self.head]
+    }
+}
+
+/// Keys and values by layer `[blocks, kv_heads, 16, head]`.
+struct Cache {
+    layers: Vec<[Buffer; 2]>,
+    blocks: usize,
+}
+
+impl GpuTransformer {
+    /// Tokens that there are logits for.
+    pub(super) fn vocabulary(&self) -> usize {
+        self.shape.vocabulary
+    }
+
+    /// How many steps are recorded.
+    #[cfg(test)]
+    pub(super) fn recorded_steps(&self) -> usize {
+        self.graphs.len()
+    }
+
+    /// Blocks of the cache.
+    pub(super) fn kv_blocks(&self) -> usize {
+        self.cache.blocks
+    }
+
+    /// Bytes of the cache.
+    pub(super) fn kv_bytes(&self) -> usize {
+        self.cache.layers.iter().flatten().map(|part| part.of(Type::U8).len()).sum()
+    }
+
+    /// Bytes of the weights as they are held.
+    pub(super) fn weight_bytes(&self) -> usize {
+        let blocks: usize = self.blocks.iter().map(Block::bytes).sum();
+        blocks + self.tokens.of(Type::U8).len() + self.head.as_ref().map_or(0, Weight::bytes)
+    }
+
+    /// Room for the rows `[rows, d]` of f-grams of the next step.
+    ///
+    /// # Errors
+    /// Where the GPU has no memory left.
+    pub(super) fn fgram_rows(&mut self, rows: usize) -> Result<&mut [f32], ModelError> {
+        Ok(self.workspace.fgram_rows(&*self.gpu, rows, self.shape.width)?)
+    }
+
+    /// One step over the spans of a ragged batch: `sources` says where each row comes from, from `T` or, counted from the
+    /// vocabulary's size on, from [`GpuTransformer::fgram_rows`]. Stores the new positions' keys and values, and puts the
+    /// logits of the rows `wanted` (ascending) into `logits`, in place of what was there.
+    ///
+    /// # Errors
+    /// Where the GPU fails.
+    ///
+    /// # Panics
+    /// Where a block is not in the cache.
+    pub(super) fn forward(
+        &mut self,
+        spans: &[Span<'_>],
+        sources: &[u32],
+        wanted: &[usize],
+        logits: &mut Vec<f32>,
+    ) -> Result<(), ModelError> {
+        let limit = self.cache.blocks;
+        assert!(
+            spans.iter().all(|span| span
+                .blocks
+                .iter()
+                .take((span.past + span.new).div_ceil(16))
+                .all(|&b| (b as usize) < limit)),
+            "a block that is not in the cache"
+        );
+        let size = Graphs::size(spans, wanted);
+        let plan = Plan::new(spans, sources, wanted, size, self.shape);
+        self.workspace.prepare(&*self.gpu, &plan, self.shape)?;
+        self.workspace.upload(&*self.gpu, &plan, self.shape)?;
+        match size {
+            Some(_) => self.recorded(&plan)?,
+            None => self.ask(&plan)?,
+        }
+        logits.resize(wanted.len() * self.shape.vocabulary, 0.0);
+        if !wanted.is_empty() {
+            let found = self.workspace.logits.of(Type::F32).part(0, logits.len())?;
+            self.gpu.download(found, bytemuck::cast_slice_mut(logits))?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a step of a size that comes again: the second time it is recorded.
+    fn recorded(&mut self, plan: &Plan) -> Result<(), GpuError> {
+        let (key, generation) = (plan.key(), self.workspace.generation());
+        match self.graphs.find(key, generation) {
+            // SAFETY: the workspace is the one that it was recorded with, as its generation says; weights and cache stay.
+            graphs::Found::Recorded(step) => unsafe { step.replay() },
+            graphs::Found::New => self.ask(plan),
+            graphs::Found::Again => {
+                let step = self.gpu.record(&mut || self.ask(plan))?;
+                // SAFETY: as above.
+                unsafe { step.replay()? };
+                self.graphs.keep(key, step);
+                Ok(())
+            }
+        }
+    }
+
+    /// Asks for a step.
+    fn ask(&self, plan: &Plan) -> Result<(), GpuError> {
+        let (gpu, shape, work) = (&*self.gpu, &self.shape, &self.workspace);
+        let parts = work.parts(plan, shape)?;
+        ops::embed(
+            gpu,
+            self.tokens.of(shape.kind),
+            work.fgrams(),
+            parts.sources,
+            parts.residual,
+            shape.width,
+        )?;
+        let mut change = Slice::none(Type::F32);
+        let mut bias = Slice::none(Type::F32);
+        for (i, (block, [keys, values])) in self.blocks.iter().zip(&self.cache.layers).enumerate() {
+            let cache = [keys, values].map(|part| part.of(shape.kind));
+            block.attention(gpu, shape, &parts, self.frequencies.of(Type::F32), cache, change, bias, work)?;
+            let last = i + 1 == self.blocks.len();
+            if last && plan.wanted == 0 {
+                return Ok(());
+            }
+            (change, bias) = if last {
+                block.last_feed_forward(gpu, shape, &parts, work)?
+            } else {
+                block.feed_forward(gpu, shape, &parts, work)?
+            };
+        }
+        let rows = plan.wanted;
+        let x = work.x.of(shape.kind).part(0, rows * shape.width)?;
+        ops::add_norm(gpu, parts.kept, change, bias, self.norm.of(Type::F32), x, shape.eps)?;
+        let logits = (work.logits.of(Type::F32).part(0, rows * shape.vocabulary)?, shape.vocabulary);
+        match &self.head {
+            Some(head) => head.product(gpu, x, logits, rows, work),
+            None => weight::plain_product(
+                gpu,
+                x,
+                self.tokens.of(shape.kind),
+                logits,
+                [rows, shape.width, shape.vocabulary],
+            ),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+use super::Shape;
+use crate::gpu::ops;
+use crate::kernels::{BLOCK, Span};
+
+/// A sequence's part of a step from so many rows on is done in tiles, else query by query.
+const MANY: usize = 8;
+
+/// The slot of a row that only fills a batch.
+const NONE: u32 = u32::MAX;
+
+/// What a step reads besides weights, as one list of numbers, and how many of what there are.
+pub(super) struct Plan {
+    /// Sources, positions and slots by row; three numbers a query; four a tile; the wanted rows; the sequences' pages.
+    pub(super) numbers: Vec<u32>,
+    pub(super) rows: usize,
+    pub(super) queries: usize,
+    pub(super) tiles: usize,
+    pub(super) wanted: usize,
+    pub(super) pages: usize,
+    /// Chunks of positions that a query sees at most.
+    pub(super) chunks: usize,
+}
+
+impl Plan {
+    /// Of a ragged batch; filled up to `size` rows where that is given and each span is one row, whose logits are wanted.
+    pub(super) fn new(
+        spans: &[Span<'_>],
+        sources: &[u32],
+        wanted: &[usize],
+        size: Option<usize>,
+        shape: Shape,
+    ) -> Self {
+        let fill = size.map_or(0, |size| size - sources.len());
+        let tile =
+            ops::Attention { tokens: 0, heads: shape.heads, kv_heads: shape.kv_heads, head: shape.head }
+                .rows();
+        let (mut positions, mut slots) = (Vec::new(), Vec::new());
+        let (mut queries, mut tiles, mut pages) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut row, mut longest) = (0, 1);
+        for span in spans {
+            let (begin, end) = (pages.len(), span.past + span.new);
+            pages.extend_from_slice(&span.blocks[..end.div_ceil(BLOCK)]);
+            for position in span.past..end {
+                positions.push(position as u32);
+                slots.push(span.blocks[position / BLOCK] * BLOCK as u32 + (position % BLOCK) as u32);
+                if span.new < MANY {
+                    queries.extend([(row + position - span.past) as u32, begin as u32, position as u32 + 1]);
+                    longest = longest.max(position + 1);
+                }
+            }
+            for from in (0..span.new).step_by(tile).filter(|_| span.new >= MANY) {
+                let count = tile.min(span.new - from);
+                tiles.extend([row + from, count, span.past + from, begin].map(|number| number as u32));
+            }
+            row += span.new;
+        }
+        let rows = sources.len() + fill;
+        for row in sources.len()..rows {
+            positions.push(0);
+            slots.push(NONE);
+            queries.extend([row as u32, 0, 0]);
+        }
+        let mut chunks = longest.div_ceil(ops::CHUNK);
+        if size.is_some() {
+            // Fewer different steps to record.
+            chunks = chunks.next_power_of_two();
+        }
+        let wanted: Vec<u32> =
+            wanted.iter().map(|&row| row as u32).chain((sources.len()..rows).map(|row| row as u32)).collect();
+        let counts = (queries.len() / 3, tiles.len() / 4, wanted.len(), pages.len());
+        let numbers =
+            [sources, &vec![0; fill], &positions, &slots, &queries, &tiles, &wanted, &pages].concat();
+        Self { numbers, rows, queries: counts.0, tiles: counts.1, wanted: counts.2, pages: counts.3, chunks }
+    }
+
+    /// What two steps must have in common to be asked for in the same way, if they are filled up.
+    pub(super) fn key(&self) -> (usize, usize) {
+        (self.rows, self.chunks)
+    }
+}

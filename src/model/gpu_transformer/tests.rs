@@ -1,0 +1,255 @@
+//! The executor for GPUs, run by the emulator, against the one for CPUs: logits of ragged batches of prompts and decoding
+//! sequences, of several shapes and encodings, recorded and not, and of the shipped model with its table.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::{Device, Tensor};
+use rand::{RngExt, SeedableRng};
+
+use crate::gpu::emulator::Emulator;
+use crate::gpu::{Gpu, Type, ops};
+use crate::kernels::{Encoding, Pool};
+use crate::model::ops::gpu::emulated;
+use crate::model::{
+    Checkpoint, Config, Fgrams, Model, ModelDirectory, Piece, Runtime, WeightType, write_weights,
+};
+
+const VOCABULARY: usize = 96;
+
+/// A config.json of this type, with these fields besides the usual ones.
+fn config(model_type: &str, extra: &str) -> Config {
+    let text = format!(
+        r#"{{"model_type": "{model_type}", "vocab_size": {VOCABULARY}, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 640, "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0 {extra}}}"#
+    );
+    Config::parse(&text).unwrap()
+}
+
+/// Random weights of a shape, written as `weights`.
+fn checkpoint(config: &Config, weights: WeightType, directory: &Path) -> Checkpoint {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(9);
+    let (d, ffn, head) = (config.hidden_size, config.intermediate_size, config.head());
+    let (q, kv) = (config.num_attention_heads * head, config.kv_heads() * head);
+    let mut all = BTreeMap::new();
+    let mut add = |name: String, shape: &[usize]| {
+        let (around, spread) = if name.ends_with("norm.weight") { (1.0, 0.2) } else { (0.0, 0.3) };
+        let numbers: Vec<f32> =
+            (0..shape.iter().product()).map(|_| around + spread * (rng.random::<f32>() - 0.5)).collect();
+        all.insert(name, Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap());
+    };
+    add("model.embed_tokens.weight".into(), &[VOCABULARY, d]);
+    add("model.norm.weight".into(), &[d]);
+    if !config.tie_word_embeddings {
+        add("lm_head.weight".into(), &[VOCABULARY, d]);
+    }
+    for i in 0..config.num_hidden_layers {
+        let mut add = |part: &str, shape: &[usize]| add(format!("model.layers.{i}.{part}"), shape);
+        for (part, shape) in [
+            ("self_attn.q_proj.weight", [q, d]),
+            ("self_attn.k_proj.weight", [kv, d]),
+            ("self_attn.v_proj.weight", [kv, d]),
+            ("self_attn.o_proj.weight", [d, q]),
+            ("mlp.gate_proj.weight", [ffn, d]),
+            ("mlp.up_proj.weight", [ffn, d]),
+            ("mlp.down_proj.weight", [d, ffn]),
+        ] {
+            add(part, &shape);
+        }
+        add("input_layernorm.weight", &[d]);
+        add("post_attention_layernorm.weight", &[d]);
+        if config.qkv_bias() {
+            for (part, len) in [("q", q), ("k", kv), ("v", kv)] {
+                add(&format!("self_attn.{part}_proj.bias"), &[len]);
+            }
+        }
+        if config.output_bias() {
+            add("self_attn.o_proj.bias", &[d]);
+        }
+        if config.qk_norm() {
+            add("self_attn.q_norm.weight", &[head]);
+            add("self_attn.k_norm.weight", &[head]);
+        }
+    }
+    let path = directory.join("model.safetensors");
+    write_weights(&path, &all, weights).unwrap();
+    Checkpoint::open(directory).unwrap()
+}
+
+fn runtime(positions: usize, dtype: Option<Encoding>) -> Runtime {
+    Runtime { dtype, ..Runtime::new(Arc::new(Pool::new(1).unwrap()), positions) }
+}
+
+/// Steps of three sequences, some of which read while others decode; then all decode, alone and together.
+fn steps() -> Vec<Vec<(usize, usize)>> {
+    // Sequence and how many tokens of it.
+    let mut steps = vec![vec![(0, 20)], vec![(1, 3), (0, 1), (2, 37)], vec![(2, 70), (1, 9)]];
+    steps.extend((0..3).map(|_| vec![(0, 1), (1, 1), (2, 1)]));
+    steps.extend((0..3).map(|_| vec![(1, 1)]));
+    // Past a chunk of positions.
+    steps.push(vec![(2, 160)]);
+    steps.extend((0..3).map(|_| vec![(0, 1), (2, 1)]));
+    // Drafts: few rows of a sequence, all of whose logits are wanted.
+    steps.push(vec![(0, 3), (1, 2)]);
+    steps
+}
+
+/// Three sequences of chance.
+fn sequences() -> Vec<Vec<u32>> {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(4);
+    (0..3).map(|_| (0..300).map(|_| rng.random_range(1..VOCABULARY as u32)).collect()).collect()
+}
+
+/// The logits of all steps.
+fn run(model: &mut Model, tokens: &[Vec<u32>], steps: &[Vec<(usize, usize)>]) -> Vec<f32> {
+    // The sequences' blocks lie between each other's.
+    let blocks: Vec<Vec<u32>> = (0..3).map(|i| (0..19).map(|n| 3 * n + i).collect()).collect();
+    let (mut past, mut all, mut logits) = ([0; 3], Vec::new(), Vec::new());
+    for step in steps {
+        let pieces: Vec<Piece<'_>> = step
+            .iter()
+            .map(|&(i, new)| {
+                let wanted = if new < 4 { new } else { usize::from(i != 2) };
+                let (from, end) = (past[i], past[i] + new);
+                past[i] = end;
+                Piece { tokens: &tokens[i][..end], past: from, blocks: &blocks[i], wanted }
+            })
+            .collect();
+        model.forward(&pieces, &mut logits).unwrap();
+        all.extend_from_slice(&logits);
+    }
+    all
+}
+
+/// The largest difference, as a share of the largest logit.
+fn difference(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().all(|x| x.is_finite()));
+    let largest = expected.iter().fold(0f32, |max, x| max.max(x.abs()));
+    found.iter().zip(expected).fold(0f32, |max, (a, b)| max.max((a - b).abs())) / largest
+}
+
+#[test]
+fn logits_are_those_of_the_cpu() {
+    let tied = r#", "tie_word_embeddings": true"#;
+    for (model_type, extra, weights, dtype, tolerance) in [
+        ("llama", "", WeightType::F32, None, 1e-4),
+        ("llama", tied, WeightType::Bf16, None, 1e-2),
+        ("llama", "", WeightType::F16, None, 2e-3),
+        ("qwen2", tied, WeightType::F32, None, 1e-4),
+        ("qwen3", r#", "head_dim": 24"#, WeightType::F32, None, 1e-4),
+        ("llama", r#", "attention_bias": true"#, WeightType::F32, None, 1e-4),
+        ("llama", tied, WeightType::F32, Some(Encoding::Q8_0), 2e-2),
+        ("llama", "", WeightType::F32, Some(Encoding::Q4_0), 2e-2),
+    ] {
+        let (config, directory) = (config(model_type, extra), tempfile::tempdir().unwrap());
+        let checkpoint = checkpoint(&config, weights, directory.path());
+        let open =
+            |dtype| Model::new(config.clone(), &checkpoint, Fgrams::None, &runtime(57 * 16, dtype)).unwrap();
+        let expected = run(&mut open(dtype), &sequences(), &steps());
+        let mut on_gpu = emulated(|| open(dtype));
+        let found = run(&mut on_gpu, &sequences(), &steps());
+        let apart = difference(&found, &expected);
+        assert!(apart < tolerance, "{model_type} {extra} {weights:?} {dtype:?}: logits differ by {apart}");
+        assert!(on_gpu.recorded_steps() >= 1, "no step was recorded");
+    }
+}
+
+#[test]
+fn the_shipped_model_reads_its_table_there_too() {
+    let directory = ModelDirectory::open(Path::new("model_cards/default")).unwrap();
+    let steps = [
+        vec![(0, 60)],
+        vec![(1, 12), (0, 1)],
+        vec![(0, 1), (1, 1)],
+        vec![(0, 1), (1, 1)],
+        vec![(0, 1), (1, 1)],
+    ];
+    let open = || directory.load(None, &runtime(57 * 16, Some(Encoding::F32))).unwrap();
+    let text = "It was the best of times, and I was not sure that he had been there at all; but as soon as the door was \
+                shut, the old man said that he would not go back to the house, for it was one of those nights in which \
+                there is nothing to be seen. At the end of the day they went out of the room, and she looked at him.";
+    let tokens = directory.tokenizer().encode(text).unwrap();
+    let tokens = [tokens.clone(), tokens[9..].to_vec(), Vec::new()];
+    let expected = run(&mut open(), &tokens, &steps);
+    let mut on_gpu = emulated(open);
+    let found = run(&mut on_gpu, &tokens, &steps);
+    let hits = on_gpu.embedding().table().unwrap().metrics().snapshot();
+    assert!(difference(&found, &expected) < 1e-4, "{}", difference(&found, &expected));
+    assert!(hits.hit_rate > 0.3, "{hits:?}");
+}
+
+/// Every packed encoding: products of few rows, and its numbers one by one, against the decoder of the CPU.
+#[test]
+fn packed_weights_are_read_as_on_the_cpu() {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
+    let gpu = Emulator::new(false);
+    let (inputs, outputs, rows) = (512, 11, 5);
+    for (encoding, packing) in [
+        (Encoding::Q8_0, ops::Packing::Q8_0),
+        (Encoding::Q4_0, ops::Packing::Q4_0),
+        (Encoding::Q4_1, ops::Packing::Q4_1),
+        (Encoding::Q4K, ops::Packing::Q4K),
+        (Encoding::Q6K, ops::Packing::Q6K),
+    ] {
+        // Any bytes are a weight, but for scales that are no numbers.
+        let mut bytes: Vec<u8> =
+            (0..encoding.bytes(inputs * outputs).unwrap()).map(|_| rng.random()).collect();
+        for block in bytes.chunks_exact_mut(encoding.block_bytes()) {
+            let scales = if encoding == Encoding::Q6K { [208, 208] } else { [0, 2] };
+            let mut set = |at: usize| {
+                let scale = half::f16::from_f32(rng.random::<f32>() * 0.02 - 0.01);
+                block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+            };
+            set(scales[0]);
+            if matches!(encoding, Encoding::Q4_1 | Encoding::Q4K) {
+                set(scales[1]);
+            }
+        }
+        let mut numbers = vec![0.0; inputs * outputs];
+        encoding.decode(&bytes, &mut numbers);
+        let (weight, unpacked) = (gpu.alloc(bytes.len()).unwrap(), gpu.alloc(2 * numbers.len()).unwrap());
+        gpu.upload(&bytes, weight.of(Type::U8)).unwrap();
+        let packed = (weight.of(Type::U8), packing);
+        ops::unpack(&gpu, packed, unpacked.of(Type::Bf16), inputs).unwrap();
+        let rounded: Vec<f32> = numbers.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
+        assert_eq!(gpu.read(unpacked.of(Type::Bf16)), rounded, "{encoding:?}");
+
+        let x: Vec<f32> =
+            (0..rows * inputs).map(|_| half::bf16::from_f32(rng.random::<f32>() - 0.5).to_f32()).collect();
+        // Rows further apart than they are wide.
+        let (xs, y, stride) = (gpu.numbers(&x, Type::Bf16), gpu.alloc(4 * rows * 20).unwrap(), 20);
+        gpu.zero(y.of(Type::F32)).unwrap();
+        let sizes = [rows, inputs, outputs];
+        let to = (y.of(Type::F32), stride);
+        ops::few_rows(&gpu, xs.of(Type::Bf16), (packed.0, Some(packing)), to, sizes).unwrap();
+        let found = gpu.read(y.of(Type::F32));
+        for (row, x) in x.chunks_exact(inputs).enumerate() {
+            for (output, w) in numbers.chunks_exact(inputs).enumerate() {
+                let expected: f64 = x.iter().zip(w).map(|(x, w)| f64::from(x * w)).sum();
+                let apart = (f64::from(found[row * stride + output]) - expected).abs();
+                assert!(apart < 1e-3, "{encoding:?}: {} instead of {expected}", found[row * stride + output]);
+            }
+            assert!(found[row * stride + outputs..][..stride - outputs].iter().all(|x| *x == 0.0));
+        }
+    }
+}
+
+#[test]
+fn the_largest_of_a_row_is_its_first() {
+    let gpu = Emulator::new(false);
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
+    let (rows, n) = (4, 1000);
+    let mut x: Vec<f32> = (0..rows * n).map(|_| rng.random()).collect();
+    for (row, place) in [(0, 999), (1, 0), (2, 300), (2, 301), (2, 17)] {
+        x[row * n + place] = 2.0;
+    }
+    let (numbers, places) = (gpu.numbers(&x, Type::F32), gpu.indices(&[9; 4]));
+    ops::largest(&gpu, numbers.of(Type::F32), places.of(Type::U32), n).unwrap();
+    let mut found = [0u32; 4];
+    gpu.download(places.of(Type::U32), bytemuck::cast_slice_mut(&mut found)).unwrap();
+    let last = (0..n).max_by(|&a, &b| x[3 * n + a].total_cmp(&x[3 * n + b])).unwrap() as u32;
+    assert_eq!(found, [999, 0, 17, last]);
+}
