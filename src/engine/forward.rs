@@ -5,6 +5,9 @@ use crate::model::Piece;
 /// What a forward pass failed with. It ends the requests that fail by themselves, not the engine.
 pub type ForwardError = Box<dyn std::error::Error + Send + Sync>;
 
+/// What [`Forward::forward_choosing`] says of logits that are no distribution.
+pub const NO_TOKEN: u32 = u32::MAX;
+
 /// Brings nearer what a model will need of a sequence's tokens. Called from a thread of its own.
 pub type Prefetch = Arc<dyn Fn(&[u32]) + Send + Sync>;
 
@@ -33,6 +36,29 @@ pub trait Forward: Send {
     /// # Errors
     /// Whatever keeps the model from computing. The engine then repeats the pass for each piece alone.
     fn forward(&mut self, batch: &[Piece<'_>], logits: &mut Vec<f32>) -> Result<(), ForwardError>;
+
+    /// Whether it can choose the likeliest token where the logits are: see [`Forward::forward_choosing`].
+    fn chooses(&self) -> bool {
+        false
+    }
+
+    /// As [`Forward::forward`], where of the pieces marked `greedy` only the likeliest token of each wanted position is of
+    /// use: it goes into `chosen`, whose former contents are dropped, of equals the lowest, or [`NO_TOKEN`] where the logits
+    /// are no distribution; `logits` has only the other pieces'. Asked of models that [choose](Forward::chooses).
+    ///
+    /// # Errors
+    /// As [`Forward::forward`].
+    fn forward_choosing(
+        &mut self,
+        batch: &[Piece<'_>],
+        greedy: &[bool],
+        logits: &mut Vec<f32>,
+        chosen: &mut Vec<u32>,
+    ) -> Result<(), ForwardError> {
+        let _ = greedy;
+        chosen.clear();
+        self.forward(batch, logits)
+    }
 
     /// Calls `work` with each number below `tasks`, on the model's own threads, which have nothing else to do between
     /// passes.

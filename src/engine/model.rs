@@ -27,6 +27,20 @@ impl Forward for Model {
         Ok(Model::forward(self, batch, logits)?)
     }
 
+    fn chooses(&self) -> bool {
+        self.is_on_gpu()
+    }
+
+    fn forward_choosing(
+        &mut self,
+        batch: &[Piece<'_>],
+        greedy: &[bool],
+        logits: &mut Vec<f32>,
+        chosen: &mut Vec<u32>,
+    ) -> Result<(), ForwardError> {
+        Ok(Model::forward_choosing(self, batch, greedy, logits, chosen)?)
+    }
+
     fn parallel(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
         self.pool().run(tasks, work);
     }

@@ -5,35 +5,65 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use super::sequence::Sequence;
 use super::{Failure, Forward, Piece, Score, score};
 
+/// What a pass gives: logits, or of greedy pieces the likeliest tokens; kept for its memory.
+#[derive(Default)]
+pub(super) struct Output {
+    pub(super) logits: Vec<f32>,
+    pub(super) chosen: Vec<u32>,
+}
+
 /// Runs one forward pass. If it fails, each piece is run alone, so that only those fail that do so by themselves. Returns
-/// for each piece what it failed with; `logits` are those of the others.
+/// for each piece what it failed with; `output` is that of the others. Of `greedy` pieces it has tokens alone.
 pub(super) fn run(
     model: &mut dyn Forward,
     batch: &[Piece<'_>],
-    logits: &mut Vec<f32>,
+    greedy: &[bool],
+    output: &mut Output,
 ) -> Vec<Result<(), String>> {
-    let Err(message) = try_run(model, batch, logits) else { return vec![Ok(()); batch.len()] };
+    let Err(message) = try_run(model, batch, greedy, output) else { return vec![Ok(()); batch.len()] };
     tracing::error!("{message}");
-    logits.clear();
+    output.logits.clear();
+    output.chosen.clear();
     if batch.len() == 1 {
         return vec![Err(message)];
     }
-    let mut own = Vec::new();
-    let mut alone = |piece: &Piece<'_>| {
-        try_run(model, std::slice::from_ref(piece), &mut own).map(|()| logits.extend_from_slice(&own))
+    let mut own = Output::default();
+    let mut alone = |(piece, greedy): (&Piece<'_>, &bool)| {
+        try_run(model, std::slice::from_ref(piece), std::slice::from_ref(greedy), &mut own)?;
+        output.logits.extend_from_slice(&own.logits);
+        output.chosen.extend_from_slice(&own.chosen);
+        Ok(())
     };
-    batch.iter().map(&mut alone).collect()
+    batch.iter().zip(greedy).map(&mut alone).collect()
 }
 
-fn try_run(model: &mut dyn Forward, batch: &[Piece<'_>], logits: &mut Vec<f32>) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(|| model.forward(batch, logits)))
+fn try_run(
+    model: &mut dyn Forward,
+    batch: &[Piece<'_>],
+    greedy: &[bool],
+    output: &mut Output,
+) -> Result<(), String> {
+    let Output { logits, chosen } = output;
+    let forward = || match greedy.contains(&true) {
+        true => model.forward_choosing(batch, greedy, logits, chosen),
+        false => model.forward(batch, logits),
+    };
+    catch_unwind(AssertUnwindSafe(forward))
         .map_err(|panic| format!("the model panicked: {}", panic_message(&*panic)))?
         .map_err(|error| format!("the model failed: {error}"))?;
-    let wanted = batch.iter().map(|piece| piece.wanted).sum::<usize>() * model.vocab_size();
-    if logits.len() == wanted {
+    if !greedy.contains(&true) {
+        chosen.clear();
+    }
+    let wanted = |kind: bool| {
+        let of_kind = batch.iter().zip(greedy).filter(|(_, greedy)| **greedy == kind);
+        of_kind.map(|(piece, _)| piece.wanted).sum::<usize>()
+    };
+    let (rows, tokens) = (wanted(false) * model.vocab_size(), wanted(true));
+    if logits.len() == rows && chosen.len() == tokens {
         return Ok(());
     }
-    Err(format!("the model failed: it gave {} logits where {wanted} were wanted", logits.len()))
+    let given = format!("{} logits and {} tokens", logits.len(), chosen.len());
+    Err(format!("the model failed: it gave {given} where {rows} and {tokens} were wanted"))
 }
 
 /// A sequence of a pass that went well.
@@ -42,6 +72,8 @@ pub(super) struct Computed<'a> {
     /// How many of its tokens were computed, without drafts.
     pub(super) count: usize,
     pub(super) logits: &'a mut [f32],
+    /// In place of logits, the likeliest token of each position.
+    pub(super) chosen: Option<&'a [u32]>,
     /// How many drafts were behind them.
     pub(super) drafted: usize,
     /// How many of the drafts were right, once that is known; None if the sequence failed.
@@ -67,7 +99,7 @@ pub(super) fn sample<'a>(model: &dyn Forward, computed: Vec<Computed<'a>>) -> Ve
         let Some(scores) = scores.take() else { return };
         let result = contain(|| {
             one.sequence
-                .advance(one.count, scores?, one.logits, vocab_size)
+                .advance(one.count, scores?, one.logits, one.chosen, vocab_size)
                 .map_err(|error| error.to_string())
         });
         match result {

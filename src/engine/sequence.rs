@@ -5,7 +5,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::blocks::Blocks;
 use super::queue::{Turn, Waiting};
 use super::speculate::{Speculation, propose};
-use super::{Event, Failure, Finish, NotANumber, Piece, Request, Sampler, Score, score};
+use super::{Event, Failure, Finish, NO_TOKEN, NotANumber, Piece, Request, Sampler, Score, score};
 
 /// A sequence that has its turn: its tokens so far, and how far the model has got with them.
 pub(super) struct Sequence {
@@ -224,7 +224,14 @@ impl Sequence {
         self.prompt_logprobs.map(|top| (&self.tokens[next], top))
     }
 
-    /// Takes the logits of [`Self::piece`]`(count)` and the scores of [`Self::to_score`]`(count)`: samples where a token
+    /// Whether its next tokens are the likeliest ones, whatever else the logits say, and nobody asks for more of them.
+    pub(super) fn is_greedy(&self) -> bool {
+        let generated = (self.len() - self.drafted).saturating_sub(self.prompt_len);
+        let asks = self.logprobs.is_some() || self.scores_prompt();
+        !asks && generated >= self.min_tokens && self.sampler.is_greedy()
+    }
+
+    /// Takes the logits of [`Self::piece`]`(count)`, or in their place the tokens `chosen`, and the scores of [`Self::to_score`]`(count)`: samples where a token
     /// is due, as far as the drafts are what was sampled, and tells the receiver. Returns how many drafts were right.
     ///
     /// # Errors
@@ -234,6 +241,7 @@ impl Sequence {
         count: usize,
         scores: Vec<Option<Score>>,
         logits: &mut [f32],
+        chosen: Option<&[u32]>,
         vocab_size: usize,
     ) -> Result<usize, NotANumber> {
         self.computed += count;
@@ -254,9 +262,17 @@ impl Sequence {
             self.finish(Event::Done(Finish::Length));
             return Ok(0);
         }
-        let first = logits.len() - (1 + drafted) * vocab_size;
-        for (right, row) in logits[first..].chunks_exact_mut(vocab_size).enumerate() {
-            let id = self.choose(known + right - self.prompt_len, row)?;
+        for right in 0..=drafted {
+            // Those of the last positions are for sampling.
+            let back = 1 + drafted - right;
+            let generated = known + right - self.prompt_len;
+            let id = match chosen {
+                Some(tokens) => self.accept(generated, tokens[tokens.len() - back])?,
+                None => {
+                    let at = logits.len() - back * vocab_size;
+                    self.choose(generated, &mut logits[at..][..vocab_size])?
+                }
+            };
             let was_draft = self.tokens.get(known + right) == Some(&id);
             if was_draft && !self.is_finished {
                 // Its keys and values are those of the token that was sampled.
@@ -275,13 +291,27 @@ impl Sequence {
         let banned = if generated < self.min_tokens { self.stop_tokens.as_slice() } else { &[] };
         let id = self.sampler.sample(logits, banned)?;
         let score = self.logprobs.map(|top| score(logits, id, top)).transpose()?;
+        self.tell(generated, id, score);
+        Ok(id)
+    }
+
+    /// Takes the likeliest token after so many generated ones, and tells the receiver.
+    fn accept(&mut self, generated: usize, id: u32) -> Result<u32, NotANumber> {
+        if id == NO_TOKEN {
+            return Err(NotANumber);
+        }
+        self.tell(generated, id, None);
+        Ok(id)
+    }
+
+    /// Tells the receiver of a token, and of the end if it is the last.
+    fn tell(&mut self, generated: usize, id: u32, score: Option<Score>) {
         self.send(Event::Token { id, score });
         if self.stop_tokens.contains(&id) {
             self.finish(Event::Done(Finish::Stop));
         } else if generated + 1 == self.max_tokens {
             self.finish(Event::Done(Finish::Length));
         }
-        Ok(id)
     }
 
     /// Enters the blocks that are full by now, unless they were begun in another epoch.

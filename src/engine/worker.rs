@@ -3,7 +3,7 @@ use std::time::Instant;
 
 use super::blocks::Blocks;
 use super::cost::{Cost, Kind};
-use super::pass::{self, Computed};
+use super::pass::{self, Computed, Output};
 use super::queue::Queue;
 use super::schedule::schedule;
 use super::sequence::Sequence;
@@ -23,7 +23,7 @@ pub(super) struct Worker {
     cost: Cost,
     /// That of the model when the blocks that are shared were filled.
     epoch: u64,
-    logits: Vec<f32>,
+    output: Output,
     counters: Counters,
     published: Arc<Mutex<Counters>>,
 }
@@ -45,7 +45,7 @@ impl Worker {
             blocks,
             cost: Cost::default(),
             epoch,
-            logits: Vec::new(),
+            output: Output::default(),
             counters: Counters::default(),
             published,
         };
@@ -173,22 +173,29 @@ impl Worker {
         let wanted: Vec<usize> = batch.iter().map(|piece| piece.wanted).collect();
         let tokens: usize = batch.iter().map(|piece| piece.new_tokens()).sum();
         let has_drafts = self.running.iter().any(|sequence| sequence.drafted() > 0);
-        let results = pass::run(&mut *self.model, &batch, &mut self.logits);
+        let chooses = self.model.chooses();
+        let greedy: Vec<bool> = in_batch().map(|(sequence, _)| chooses && sequence.is_greedy()).collect();
+        let results = pass::run(&mut *self.model, &batch, &greedy, &mut self.output);
         let is_fine = results.iter().all(Result::is_ok);
 
         let vocab_size = self.model.vocab_size();
-        let mut rest = self.logits.as_mut_slice();
+        let (mut rest, mut tokens_left) = (self.output.logits.as_mut_slice(), self.output.chosen.as_slice());
         let mut computed = Vec::with_capacity(wanted.len());
         let in_batch = self.running.iter_mut().zip(&counts).filter(|(_, count)| **count > 0);
-        for (((sequence, &count), rows), result) in in_batch.zip(wanted).zip(results) {
+        for (((sequence, &count), (rows, greedy)), result) in
+            in_batch.zip(wanted.into_iter().zip(greedy)).zip(results)
+        {
             if let Err(message) = result {
                 sequence.fail(Failure::Model(message));
                 continue;
             }
-            let (logits, others) = rest.split_at_mut(rows * vocab_size);
+            let (logits, others) = rest.split_at_mut(if greedy { 0 } else { rows * vocab_size });
             rest = others;
+            let (chosen, others) = tokens_left.split_at(if greedy { rows } else { 0 });
+            tokens_left = others;
+            let chosen = greedy.then_some(chosen);
             let drafted = sequence.drafted();
-            computed.push(Computed { sequence, count, logits, drafted, right: None });
+            computed.push(Computed { sequence, count, logits, chosen, drafted, right: None });
         }
         let done = pass::sample(&*self.model, computed);
 

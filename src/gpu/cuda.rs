@@ -217,12 +217,12 @@ impl Gpu for Cuda {
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<Box<dyn Recorded>, GpuError> {
-        use sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH as FLAGS;
         use sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as MODE;
+        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         self.stream.begin_capture(MODE).map_err(failed("recording a step"))?;
         let result = work();
         // Ended in any case, or the stream would be lost.
-        let graph = self.stream.end_capture(FLAGS).map_err(failed("recording a step"));
+        let graph = self.stream.end_capture(flags).map_err(failed("recording a step"));
         result?;
         match graph? {
             Some(graph) => Ok(Box::new(Graph(graph))),

@@ -14,6 +14,23 @@ pub(super) enum Executor {
     Gpu(Box<GpuTransformer>),
 }
 
+/// Which of a batch's rows something is wanted of.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    /// The rows, ascending.
+    pub(super) rows: &'a [usize],
+    /// Of which of them only the likeliest token is, where that can be told apart.
+    pub(super) choosing: &'a [bool],
+}
+
+/// Where a step's results go, in place of what was there.
+pub(super) struct Output<'a> {
+    /// The logits of the wanted rows.
+    pub(super) logits: &'a mut Vec<f32>,
+    /// The likeliest tokens, of those of which only these are wanted.
+    pub(super) chosen: &'a mut Vec<u32>,
+}
+
 impl Executor {
     /// Brings the weights to where they are computed, and makes room for keys and values.
     ///
@@ -63,7 +80,11 @@ impl Executor {
         }
     }
 
-    /// One step over a ragged batch: the logits of its rows `wanted` go into `logits`, in place of what was there.
+    pub(super) fn is_on_gpu(&self) -> bool {
+        !matches!(self, Self::Cpu { .. })
+    }
+
+    /// One step over a ragged batch. A CPU gives logits of all wanted rows.
     ///
     /// # Errors
     /// Where the table is damaged or was changed while in use, or the GPU fails.
@@ -76,22 +97,22 @@ impl Executor {
         embedding: &mut Embedding,
         pieces: &[Piece<'_>],
         spans: &[Span<'_>],
-        wanted: &[usize],
-        logits: &mut Vec<f32>,
+        wanted: Wanted<'_>,
+        output: Output<'_>,
     ) -> Result<(), ModelError> {
         match self {
             Self::Cpu { transformer, cache } => {
                 let rows = spans.iter().map(|span| span.new).sum();
                 let (x, tokens) = transformer.input(rows);
                 embedding.embed(pool, pieces, tokens, x)?;
-                transformer.forward(pool, cache, spans, wanted, logits);
+                transformer.forward(pool, cache, spans, wanted.rows, output.logits);
                 Ok(())
             }
             #[cfg(any(feature = "cuda", test))]
             Self::Gpu(transformer) => {
                 let found = embedding.look_up(pieces, transformer.vocabulary());
                 embedding.gather(&found, transformer.fgram_rows(found.ranks.len())?)?;
-                transformer.forward(spans, &found.sources, wanted, logits)
+                transformer.forward(spans, &found.sources, wanted, output)
             }
         }
     }

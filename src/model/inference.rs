@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
-use super::executor::Executor;
+use super::executor::{Executor, Output, Wanted};
 use super::{Checkpoint, Config, Embedding, Fgrams, ModelError, Piece};
 use crate::kernels::{BLOCK, Encoding, KvType, Pool, Span};
 
@@ -45,6 +45,8 @@ pub struct Model {
     pool: Arc<Pool>,
     /// The batch's rows whose logits are wanted: a step's own, kept for its memory.
     wanted: Vec<usize>,
+    /// Of which of these only the likeliest token is.
+    choosing: Vec<bool>,
     /// The blocks that a step writes, in order.
     written: Vec<u32>,
 }
@@ -62,7 +64,15 @@ impl Model {
     ) -> Result<Self, ModelError> {
         let executor = Executor::new(&config, checkpoint, runtime)?;
         let (embedding, pool) = (Embedding::new(fgrams), Arc::clone(&runtime.pool));
-        Ok(Self { config, executor, embedding, pool, wanted: Vec::new(), written: Vec::new() })
+        Ok(Self {
+            config,
+            executor,
+            embedding,
+            pool,
+            wanted: Vec::new(),
+            choosing: Vec::new(),
+            written: Vec::new(),
+        })
     }
 
     /// Its shape.
@@ -110,6 +120,27 @@ impl Model {
     /// # Errors
     /// Where a token is beyond the vocabulary, a piece beyond the context or its blocks, or the table is damaged.
     pub fn forward(&mut self, pieces: &[Piece<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
+        self.forward_choosing(pieces, &[], logits, &mut Vec::new())
+    }
+
+    /// Whether a GPU computes it.
+    pub fn is_on_gpu(&self) -> bool {
+        self.executor.is_on_gpu()
+    }
+
+    /// As [`Model::forward`], where of the pieces marked `greedy` (left out: of none) only the likeliest token of each wanted
+    /// position is of use: a GPU puts it into `chosen`, of equals the lowest, or `u32::MAX` where the logits are no
+    /// distribution, and only the other pieces' logits into `logits`.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn forward_choosing(
+        &mut self,
+        pieces: &[Piece<'_>],
+        greedy: &[bool],
+        logits: &mut Vec<f32>,
+        chosen: &mut Vec<u32>,
+    ) -> Result<(), ModelError> {
         pieces.iter().try_for_each(|piece| self.check(piece))?;
         self.check_blocks(pieces)?;
         let spans: Vec<Span<'_>> = pieces
@@ -117,13 +148,22 @@ impl Model {
             .map(|piece| Span { blocks: piece.blocks, past: piece.past, new: piece.new_tokens() })
             .collect();
         self.wanted.clear();
+        self.choosing.clear();
         let mut end = 0;
-        for (piece, span) in pieces.iter().zip(&spans) {
+        for (i, (piece, span)) in pieces.iter().zip(&spans).enumerate() {
             end += span.new;
             self.wanted.extend(end - piece.wanted.min(span.new)..end);
+            self.choosing.resize(self.wanted.len(), greedy.get(i).copied().unwrap_or_default());
         }
-        let Self { executor, embedding, pool, wanted, .. } = self;
-        executor.forward(pool, embedding, pieces, &spans, wanted, logits)
+        let Self { executor, embedding, pool, wanted, choosing, .. } = self;
+        executor.forward(
+            pool,
+            embedding,
+            pieces,
+            &spans,
+            Wanted { rows: wanted, choosing },
+            Output { logits, chosen },
+        )
     }
 
     /// That no block is written for two sequences, or twice.

@@ -12,7 +12,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
-use scone::engine::{Config, Engine, EngineHandle, Forward, ForwardError, Piece};
+use scone::engine::{Config, Engine, EngineHandle, Forward, ForwardError, NO_TOKEN, Piece};
 use scone::model::TokenizerInfo;
 use scone::server::{self, App, Chat, Guard, ModelCard, Observe};
 use scone::tokenizer::{Tokenizer, train_bpe};
@@ -201,6 +201,35 @@ impl Forward for HashModel {
                 let read = self.read(piece, end);
                 let row = logits(&read);
                 rows.extend(row.iter().map(|&x| if read.contains(&NAN) { f32::NAN } else { x }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the number of its blocks is odd: so both ways are tried.
+    fn chooses(&self) -> bool {
+        self.blocks() % 2 == 1
+    }
+
+    fn forward_choosing(
+        &mut self,
+        batch: &[Piece<'_>],
+        greedy: &[bool],
+        rows: &mut Vec<f32>,
+        chosen: &mut Vec<u32>,
+    ) -> Result<(), ForwardError> {
+        let mut all = Vec::new();
+        self.forward(batch, &mut all)?;
+        rows.clear();
+        chosen.clear();
+        let kinds = batch.iter().zip(greedy).flat_map(|(piece, &greedy)| vec![greedy; piece.wanted]);
+        for (row, greedy) in all.chunks_exact(VOCAB).zip(kinds) {
+            if !greedy {
+                rows.extend_from_slice(row);
+            } else if row.iter().any(|x| x.is_nan()) {
+                chosen.push(NO_TOKEN);
+            } else {
+                chosen.push((0..VOCAB).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32);
             }
         }
         Ok(())

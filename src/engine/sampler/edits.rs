@@ -32,6 +32,11 @@ impl Edits {
         edits
     }
 
+    /// Whether there are none.
+    pub(super) fn is_none(&self) -> bool {
+        self.penalties.is_none() && self.bias.is_empty()
+    }
+
     /// Changes `logits`: adds the bias, rules out `banned`, applies the penalties. [`Self::undo`] takes all of it back.
     pub(super) fn apply(&mut self, logits: &mut [f32], banned: &[u32]) {
         let before = &mut self.before;

@@ -70,6 +70,12 @@ impl Sampler {
         Self { sampling, edits, random, peaks, by_size, sums, candidates, boundary }
     }
 
+    /// Whether the next token is the one of the largest logit, whatever the logits are.
+    pub fn is_greedy(&self) -> bool {
+        let Sampling { temperature, top_k, .. } = self.sampling;
+        (temperature == 0.0 || top_k == 1) && self.edits.is_none()
+    }
+
     /// The next token, given the logits of all, which may not be one of `banned`. It counts as generated. The logits are
     /// worked on in place and are afterwards what they were.
     ///

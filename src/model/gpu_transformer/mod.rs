@@ -21,6 +21,7 @@ mod workspace;
 use std::sync::Arc;
 
 use super::ModelError;
+use super::executor::{Output, Wanted};
 use crate::gpu::{Buffer, Gpu, GpuError, Slice, Type, ops};
 use crate::kernels::Span;
 use block::Block;
@@ -120,8 +121,7 @@ impl GpuTransformer {
     }
 
     /// One step over the spans of a ragged batch: `sources` says where each row comes from, from `T` or, counted from the
-    /// vocabulary's size on, from [`GpuTransformer::fgram_rows`]. Stores the new positions' keys and values, and puts the
-    /// logits of the rows `wanted` (ascending) into `logits`, in place of what was there.
+    /// vocabulary's size on, from [`GpuTransformer::fgram_rows`]. Stores the new positions' keys and values.
     ///
     /// # Errors
     /// Where the GPU fails.
@@ -132,8 +132,8 @@ impl GpuTransformer {
         &mut self,
         spans: &[Span<'_>],
         sources: &[u32],
-        wanted: &[usize],
-        logits: &mut Vec<f32>,
+        wanted: Wanted<'_>,
+        output: Output<'_>,
     ) -> Result<(), ModelError> {
         let limit = self.cache.blocks;
         assert!(
@@ -144,18 +144,43 @@ impl GpuTransformer {
                 .all(|&b| (b as usize) < limit)),
             "a block that is not in the cache"
         );
-        let size = Graphs::size(spans, wanted);
-        let plan = Plan::new(spans, sources, wanted, size, self.shape);
+        let size = Graphs::size(spans, wanted.rows);
+        let plan = Plan::new(spans, sources, wanted.rows, size, self.shape);
         self.workspace.prepare(&*self.gpu, &plan, self.shape)?;
         self.workspace.upload(&*self.gpu, &plan, self.shape)?;
         match size {
             Some(_) => self.recorded(&plan)?,
             None => self.ask(&plan)?,
         }
-        logits.resize(wanted.len() * self.shape.vocabulary, 0.0);
-        if !wanted.is_empty() {
-            let found = self.workspace.logits.of(Type::F32).part(0, logits.len())?;
-            self.gpu.download(found, bytemuck::cast_slice_mut(logits))?;
+        Ok(self.download(wanted, output)?)
+    }
+
+    /// Waits for the step, and takes what is wanted of it: of rows of which only the likeliest token is, no logits.
+    fn download(&self, wanted: Wanted<'_>, output: Output<'_>) -> Result<(), GpuError> {
+        let (vocabulary, rows) = (self.shape.vocabulary, wanted.rows.len());
+        let Output { logits, chosen } = output;
+        chosen.clear();
+        if wanted.choosing.contains(&true) {
+            let mut all = vec![0u32; rows];
+            let places = self.workspace.places.of(Type::U32).part(0, rows)?;
+            self.gpu.download(places, bytemuck::cast_slice_mut(&mut all))?;
+            chosen.extend(
+                all.into_iter().zip(wanted.choosing).filter_map(|(token, &own)| own.then_some(token)),
+            );
+        }
+        logits.resize((rows - chosen.len()) * vocabulary, 0.0);
+        let (mut row, mut to) = (0, logits.as_mut_slice());
+        // Neighbours in one copy.
+        for run in wanted.choosing.chunk_by(|a, b| a == b) {
+            if run[0] {
+                row += run.len();
+                continue;
+            }
+            let len = run.len() * vocabulary;
+            let (own, rest) = to.split_at_mut(len);
+            let found = self.workspace.logits.of(Type::F32).part(row * vocabulary, len)?;
+            self.gpu.download(found, bytemuck::cast_slice_mut(own))?;
+            (row, to) = (row + run.len(), rest);
         }
         Ok(())
     }
@@ -207,16 +232,19 @@ impl GpuTransformer {
         let rows = plan.wanted;
         let x = work.x.of(shape.kind).part(0, rows * shape.width)?;
         ops::add_norm(gpu, parts.kept, change, bias, self.norm.of(Type::F32), x, shape.eps)?;
-        let logits = (work.logits.of(Type::F32).part(0, rows * shape.vocabulary)?, shape.vocabulary);
+        let found = work.logits.of(Type::F32).part(0, rows * shape.vocabulary)?;
+        let logits = (found, shape.vocabulary);
         match &self.head {
-            Some(head) => head.product(gpu, x, logits, rows, work),
+            Some(head) => head.product(gpu, x, logits, rows, work)?,
             None => weight::plain_product(
                 gpu,
                 x,
                 self.tokens.of(shape.kind),
                 logits,
                 [rows, shape.width, shape.vocabulary],
-            ),
+            )?,
         }
+        // Of all rows: it costs next to nothing, and a recorded step is the same whoever wants what.
+        ops::largest(gpu, found, work.places.of(Type::U32).part(0, rows)?, shape.vocabulary)
     }
 }

@@ -123,6 +123,23 @@ fn run(model: &mut Model, tokens: &[Vec<u32>], steps: &[Vec<(usize, usize)>]) ->
     all
 }
 
+/// That of some sequences only the likeliest tokens are given, and of the others logits.
+fn choose(model: &mut Model) {
+    let (tokens, vocabulary) = (sequences(), model.config().vocab_size);
+    let blocks: Vec<Vec<u32>> = (0..3).map(|i| vec![2 * i, 2 * i + 1]).collect();
+    let piece = |i: usize, wanted| Piece { tokens: &tokens[i][..20], past: 0, blocks: &blocks[i], wanted };
+    let (pieces, mut all) = ([piece(0, 2), piece(1, 1), piece(2, 3)], Vec::new());
+    model.forward(&pieces, &mut all).unwrap();
+    let rows: Vec<&[f32]> = all.chunks_exact(vocabulary).collect();
+    let (mut logits, mut chosen) = (Vec::new(), Vec::new());
+    model.forward_choosing(&pieces, &[true, false, true], &mut logits, &mut chosen).unwrap();
+    assert_eq!(logits, rows[2]);
+    let likeliest =
+        |row: &&[f32]| (0..vocabulary).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
+    let expected: Vec<u32> = [0, 1, 3, 4, 5].map(|row| likeliest(&rows[row])).to_vec();
+    assert_eq!(chosen, expected);
+}
+
 /// The largest difference, as a share of the largest logit.
 fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
@@ -154,6 +171,7 @@ fn logits_are_those_of_the_cpu() {
         let apart = difference(&found, &expected);
         assert!(apart < tolerance, "{model_type} {extra} {weights:?} {dtype:?}: logits differ by {apart}");
         assert!(on_gpu.recorded_steps() >= 1, "no step was recorded");
+        choose(&mut on_gpu);
     }
 }
 
@@ -241,15 +259,17 @@ fn packed_weights_are_read_as_on_the_cpu() {
 fn the_largest_of_a_row_is_its_first() {
     let gpu = Emulator::new(false);
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
-    let (rows, n) = (4, 1000);
+    let (rows, n) = (6, 1000);
     let mut x: Vec<f32> = (0..rows * n).map(|_| rng.random()).collect();
     for (row, place) in [(0, 999), (1, 0), (2, 300), (2, 301), (2, 17)] {
         x[row * n + place] = 2.0;
     }
-    let (numbers, places) = (gpu.numbers(&x, Type::F32), gpu.indices(&[9; 4]));
+    x[4 * n + 5] = f32::NAN;
+    x[5 * n..].fill(f32::NEG_INFINITY);
+    let (numbers, places) = (gpu.numbers(&x, Type::F32), gpu.indices(&[9; 6]));
     ops::largest(&gpu, numbers.of(Type::F32), places.of(Type::U32), n).unwrap();
-    let mut found = [0u32; 4];
+    let mut found = [0u32; 6];
     gpu.download(places.of(Type::U32), bytemuck::cast_slice_mut(&mut found)).unwrap();
     let last = (0..n).max_by(|&a, &b| x[3 * n + a].total_cmp(&x[3 * n + b])).unwrap() as u32;
-    assert_eq!(found, [999, 0, 17, last]);
+    assert_eq!(found, [999, 0, 17, last, u32::MAX, u32::MAX]);
 }

@@ -28,6 +28,8 @@ pub(super) struct Workspace {
     /// A weight that was packed.
     pub(super) unpacked: Buffer,
     pub(super) logits: Buffer,
+    /// The place of the largest logit of each row.
+    pub(super) places: Buffer,
     /// Counts how often a buffer was exchanged for a larger one.
     generation: u64,
 }
@@ -69,6 +71,7 @@ impl Workspace {
             parts: none()?,
             unpacked: gpu.alloc(unpacked * Type::Bf16.bytes())?,
             logits: none()?,
+            places: none()?,
             generation: 0,
         })
     }
@@ -115,6 +118,7 @@ impl Workspace {
             (&mut self.mixed, rows * shape.queries() * kind),
             (&mut self.parts, parts * 4),
             (&mut self.logits, wanted * shape.vocabulary * 4),
+            (&mut self.places, wanted * 4),
         ] {
             room(gpu, buffer, bytes, generation)?;
         }
