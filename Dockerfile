@@ -7,7 +7,7 @@
 
 FROM rust:1-slim-bookworm AS builder
 WORKDIR /build
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
 COPY benches benches
 COPY src src
 RUN cargo build --release --locked --bins

@@ -7,7 +7,7 @@ use super::dtype::DtypeFlag;
 use super::serve::at_least_one;
 use crate::kernels::{BLOCK, KvType, Pool};
 use crate::memory;
-use crate::model::{ModelDirectory, Runtime};
+use crate::model::{GpuNeeds, ModelDirectory, Runtime, gpu_memory};
 
 /// How a model is run: the flags that serve, generate and eval have in common.
 #[derive(Debug, clap::Args)]
@@ -72,6 +72,16 @@ impl Compute {
             KvDtype::F16 => KvType::F16,
             KvDtype::Auto => directory.kv_type(runtime.dtype),
         };
+        if let Some(memory) = gpu_memory(&runtime.device)? {
+            let (most, kv_memory) = match room {
+                Room::Sequences { most, memory } => (most, memory),
+                Room::Positions(_) | Room::Context => (1, None),
+            };
+            let needs = GpuNeeds::of(directory, runtime.dtype, most, memory);
+            runtime.kv_blocks =
+                needs.blocks(memory, runtime.kv_blocks, kv_memory).map_err(anyhow::Error::msg)?;
+            return Ok(runtime);
+        }
         if let Room::Sequences { memory, .. } = room {
             let bytes = directory.kv_shape().block_bytes(runtime.kv_type) as u64;
             let whole = bytes.saturating_mul(config.max_position_embeddings.div_ceil(BLOCK) as u64);

@@ -8,7 +8,7 @@ use super::compute::{Compute, Room};
 use super::table_mode::TableMode;
 use crate::engine::Forward;
 use crate::kernels::BLOCK;
-use crate::model::{LiveTable, ModelDirectory, TokenizerInfo};
+use crate::model::{LiveTable, ModelDirectory, TokenizerInfo, gpu_name};
 use crate::tokenizer::Tokenizer;
 
 /// A model, ready to run.
@@ -33,6 +33,8 @@ pub(super) struct ModelInfo {
     pub(super) kv_positions: usize,
     /// Threads that compute.
     pub(super) threads: usize,
+    /// The GPU that computes, if one does.
+    pub(super) gpu: Option<String>,
     /// Tokens that end a text.
     pub(super) stop_tokens: Vec<u32>,
     /// What the model says of its tokenizer.
@@ -58,7 +60,8 @@ pub(super) fn open_model(
     }
     let directory = ModelDirectory::open(directory)?;
     let table = mode.open(&directory, table)?;
-    let model = directory.load_with(table.clone(), &compute.runtime(&directory, room)?)?;
+    let runtime = compute.runtime(&directory, room)?;
+    let model = directory.load_with(table.clone(), &runtime)?;
     let info = ModelInfo {
         parameters: model.config().parameters(),
         layers: model.config().num_hidden_layers,
@@ -67,6 +70,7 @@ pub(super) fn open_model(
         kv_bytes: model.kv_bytes() as u64,
         kv_positions: model.kv_blocks() * BLOCK,
         threads: model.pool().threads(),
+        gpu: gpu_name(&runtime.device),
         stop_tokens: directory.stop_tokens()?,
         tokenizer: directory.tokenizer_info()?,
     };

@@ -51,11 +51,6 @@ impl Cuda {
         Ok(own)
     }
 
-    /// The stream that everything happens on.
-    pub(crate) fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
-    }
-
     fn function(&self, kernel: &str, shared: u32) -> Result<CudaFunction, GpuError> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = functions.get(kernel) {

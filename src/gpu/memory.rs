@@ -98,11 +98,6 @@ impl<'a> Slice<'a> {
         self.kind
     }
 
-    /// The same memory as elements of another type.
-    pub(crate) fn reading(self, kind: Type) -> Slice<'a> {
-        Self { len: self.bytes() / kind.bytes(), kind, ..self }
-    }
-
     /// `len` elements of it.
     ///
     /// # Errors

@@ -13,6 +13,8 @@ mod cuda;
 pub(crate) mod emulator;
 mod memory;
 pub(crate) mod ops;
+#[cfg(test)]
+pub(crate) mod testing;
 
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::Cuda;

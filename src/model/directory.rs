@@ -327,11 +327,15 @@ impl ModelDirectory {
         KvShape { layers: config.num_hidden_layers, heads: config.kv_heads(), head: config.head() }
     }
 
+    /// How its matrices are stored, going by the first.
+    pub fn encoding(&self) -> Option<Encoding> {
+        self.weights.encoding("model.layers.0.self_attn.q_proj.weight")
+    }
+
     /// How keys and values are best held beside weights that are converted to `dtype`, or kept as they are stored: exactly
     /// beside exact ones, in half the memory beside all others.
     pub fn kv_type(&self, dtype: Option<Encoding>) -> KvType {
-        let stored = || self.weights.encoding("model.layers.0.self_attn.q_proj.weight");
-        match dtype.or_else(stored) {
+        match dtype.or_else(|| self.encoding()) {
             Some(Encoding::F32) => KvType::F32,
             _ => KvType::F16,
         }

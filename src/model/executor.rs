@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::embedding::Embedding;
 #[cfg(any(feature = "cuda", test))]
 use super::gpu_transformer::{GpuTransformer, GpuWeights};
@@ -20,6 +22,10 @@ pub(super) struct Wanted<'a> {
     /// The rows, ascending.
     pub(super) rows: &'a [usize],
     /// Of which of them only the likeliest token is, where that can be told apart.
+    #[cfg_attr(
+        not(any(feature = "cuda", test)),
+        expect(dead_code, reason = "a CPU gives logits of all rows")
+    )]
     pub(super) choosing: &'a [bool],
 }
 
@@ -28,6 +34,10 @@ pub(super) struct Output<'a> {
     /// The logits of the wanted rows.
     pub(super) logits: &'a mut Vec<f32>,
     /// The likeliest tokens, of those of which only these are wanted.
+    #[cfg_attr(
+        not(any(feature = "cuda", test)),
+        expect(dead_code, reason = "a CPU gives logits of all rows")
+    )]
     pub(super) chosen: &'a mut Vec<u32>,
 }
 
@@ -80,6 +90,15 @@ impl Executor {
         }
     }
 
+    /// How long the host was busy with the last step on a GPU.
+    pub(super) fn host_time(&self) -> Duration {
+        match self {
+            Self::Cpu { .. } => Duration::ZERO,
+            #[cfg(any(feature = "cuda", test))]
+            Self::Gpu(transformer) => transformer.host_time(),
+        }
+    }
+
     pub(super) fn is_on_gpu(&self) -> bool {
         !matches!(self, Self::Cpu { .. })
     }
@@ -110,6 +129,7 @@ impl Executor {
             }
             #[cfg(any(feature = "cuda", test))]
             Self::Gpu(transformer) => {
+                transformer.begin();
                 let found = embedding.look_up(pieces, transformer.vocabulary());
                 embedding.gather(&found, transformer.fgram_rows(found.ranks.len())?)?;
                 transformer.forward(spans, &found.sources, wanted, output)

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use candle_core::Device;
 
@@ -121,6 +122,11 @@ impl Model {
     /// Where a token is beyond the vocabulary, a piece beyond the context or its blocks, or the table is damaged.
     pub fn forward(&mut self, pieces: &[Piece<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
         self.forward_choosing(pieces, &[], logits, &mut Vec::new())
+    }
+
+    /// How long the host was busy with the last step on a GPU: until all was asked for, and it only waits. Zero on a CPU.
+    pub fn host_time(&self) -> Duration {
+        self.executor.host_time()
     }
 
     /// Whether a GPU computes it.

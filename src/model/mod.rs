@@ -14,6 +14,7 @@ mod error;
 mod executor;
 mod extend;
 mod fgram_model;
+mod gpu_memory;
 #[cfg(any(feature = "cuda", test))]
 mod gpu_transformer;
 mod inference;
@@ -39,6 +40,7 @@ pub use embedding::{Embedding, Fgrams};
 pub use error::ModelError;
 pub use extend::extend_directory;
 pub use fgram_model::{FgramModel, Grams};
+pub use gpu_memory::{GpuMemory, GpuNeeds, gpu_memory, gpu_name};
 pub use inference::{Model, Runtime};
 pub use likelihood::{Likelihood, Span, likelihoods};
 pub use live_table::{LiveTable, TableFit};

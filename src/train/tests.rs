@@ -52,13 +52,17 @@ fn batch() -> Batch {
 }
 
 fn model(config: &RunConfig) -> (JointModel, Parameters) {
-    let mut parameters = Parameters::new(5, config.model.init_std, &Device::Cpu);
+    model_on(config, &Device::Cpu)
+}
+
+fn model_on(config: &RunConfig, device: &Device) -> (JointModel, Parameters) {
+    let mut parameters = Parameters::new(5, config.model.init_std, device);
     let model = JointModel::create(config, VOCABULARY, 4, &mut parameters).unwrap();
     // At its initial value of 0 what is added to the token embedding would hide the f-gram model.
     for name in ["fgram/output_gain", "fgram/output_proj.weight"] {
         let Some(var) = parameters.get(name) else { continue };
         let values: Vec<f32> = (0..var.elem_count()).map(|i| 0.3 + 0.05 * (i % 19) as f32).collect();
-        var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap()).unwrap();
+        var.set(&Tensor::from_vec(values, var.shape(), device).unwrap()).unwrap();
     }
     (model, parameters)
 }
@@ -310,16 +314,16 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// A whole update by the kernels for GPUs, run by the emulator, against one by the CPU's: the loss, every gradient, and the
+/// A whole update by the kernels for GPUs, run by the emulator or on a real one, against one by the CPU's: the loss, every gradient, and the
 /// weights afterwards. In bf16 they may differ by what its 8 bits round away.
 #[test]
-fn an_update_on_an_emulated_gpu_is_that_of_the_cpu() {
+fn an_update_on_a_gpu_is_that_of_the_cpu() {
     for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::Bf16, 0.3)] {
         for (i, mut config) in kinds().into_iter().enumerate() {
             // Blocks that are computed again are so on a GPU, too.
             config.train.recompute = i % 2 == 1;
-            let update = |config: &RunConfig| {
-                let (model, parameters) = model(config);
+            let update = |config: &RunConfig, device: &Device| {
+                let (model, parameters) = model_on(config, device);
                 let loss = model.loss(&batch()).unwrap();
                 let store = (&loss / 2.0).unwrap().backward().unwrap();
                 let gradient = |var: &candle_core::Var| store.get(var).unwrap().clone();
@@ -336,9 +340,9 @@ fn an_update_on_an_emulated_gpu_is_that_of_the_cpu() {
                 let gradients: Vec<_> = gradients.iter().map(values).collect();
                 (loss.to_scalar::<f32>().unwrap(), gradients, squares, weights)
             };
-            let on_cpu = update(&config);
+            let on_cpu = update(&config, &Device::Cpu);
             config.train.precision = precision;
-            let on_gpu = crate::model::ops::gpu::emulated(|| update(&config));
+            let on_gpu = crate::model::ops::gpu::on_gpu(|device| update(&config, device));
             assert!((on_gpu.0 - on_cpu.0).abs() < 0.02 * tolerance * on_cpu.0, "{} {}", on_gpu.0, on_cpu.0);
             let mut sum = 0.0;
             for i in 0..on_cpu.1.len() {

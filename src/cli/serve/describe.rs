@@ -42,13 +42,16 @@ pub(super) fn describe(
         }
     };
     let positions = HumanCount(*kv_positions as u64);
+    let compute = match &info.gpu {
+        Some(gpu) => format!("{gpu}; {threads} threads beside it"),
+        None => format!("{} on {threads} threads", Level::best().name()),
+    };
     let [weights, kv] = [*weight_bytes, *kv_bytes].map(HumanBytes);
     format!(
         "model   {name}: {parameters} parameters, {layers} layers of width {width}, {vocabulary} tokens, context {context}\n\
          table   {table}\n\
          memory  weights {weights}, keys and values up to {kv}: {positions} tokens of up to {sequences} sequences\n\
-         compute {} on {threads} threads\n",
-        Level::best().name()
+         compute {compute}\n"
     )
 }
 

@@ -11,6 +11,9 @@ use half::{bf16, f16};
 use super::{Buffer, Gemm, Gpu, GpuError, Launch, Locked, Memory, Operand, Recorded, Slice, Staging, Type};
 use library::Library;
 
+/// The most that one piece of its memory can have.
+const MEMORY: usize = 1 << 30;
+
 /// Runs kernels on the CPU.
 pub(crate) struct Emulator {
     library: &'static Library,
@@ -69,42 +72,6 @@ impl Emulator {
             }
         }
     }
-
-    /// Memory with these numbers in it, of a type.
-    pub(crate) fn numbers(&self, numbers: &[f32], kind: Type) -> Buffer {
-        let bytes: Vec<u8> = match kind {
-            Type::F32 => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            Type::Bf16 => numbers.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-            Type::F16 => numbers.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-            _ => panic!("no numbers of this type"),
-        };
-        let buffer = self.alloc(bytes.len()).unwrap();
-        self.upload(&bytes, buffer.of(kind)).unwrap();
-        buffer
-    }
-
-    /// Memory with these indices in it.
-    pub(crate) fn indices(&self, indices: &[u32]) -> Buffer {
-        let buffer = self.alloc(4 * indices.len()).unwrap();
-        self.upload(bytemuck::cast_slice(indices), buffer.of(Type::U32)).unwrap();
-        buffer
-    }
-
-    /// What is in memory.
-    pub(crate) fn read(&self, from: Slice<'_>) -> Vec<f32> {
-        let mut bytes = vec![0u8; from.bytes()];
-        self.download(from, &mut bytes).unwrap();
-        match from.kind() {
-            Type::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
-            Type::Bf16 => {
-                bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect()
-            }
-            Type::F16 => {
-                bytes.chunks_exact(2).map(|b| f16::from_le_bytes(b.try_into().unwrap()).to_f32()).collect()
-            }
-            _ => panic!("no numbers of this type"),
-        }
-    }
 }
 
 /// Aligned as a GPU's memory is, and full of NaNs at first.
@@ -118,6 +85,9 @@ impl Memory for Host {
 
 impl Gpu for Emulator {
     fn alloc(&self, bytes: usize) -> Result<Buffer, GpuError> {
+        if bytes > MEMORY {
+            return Err(GpuError::Memory { what: "a step".to_owned(), bytes });
+        }
         Ok(Buffer::new(Box::new(Host(vec![u128::MAX; bytes.div_ceil(16).max(1)])), bytes))
     }
 

@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::block::Block;
 use super::weight::{Side, Weight};
@@ -61,11 +62,6 @@ impl<'a> GpuWeights<'a> {
         Ok(Self { gpu, checkpoint, to, kind })
     }
 
-    /// Bytes of a block of keys and values of all layers.
-    pub(in crate::model) fn kv_block_bytes(&self, config: &Config) -> usize {
-        2 * config.num_hidden_layers * config.kv_heads() * config.head() * BLOCK * self.kind.bytes()
-    }
-
     /// Brings them all there, and makes room for keys and values.
     ///
     /// # Errors
@@ -83,7 +79,6 @@ impl<'a> GpuWeights<'a> {
             kv_heads: config.kv_heads(),
             head: config.head(),
             vocabulary: config.vocab_size,
-            context: config.max_position_embeddings,
             eps: config.rms_norm_eps as f32,
         };
         let (d, vocabulary) = (shape.width, shape.vocabulary);
@@ -112,6 +107,8 @@ impl<'a> GpuWeights<'a> {
             cache: Cache { layers, blocks: kv_blocks },
             workspace: Workspace::new(&*self.gpu, largest)?,
             graphs: Graphs::default(),
+            began: Instant::now(),
+            host_time: Duration::ZERO,
             gpu: self.gpu.clone(),
             blocks,
             shape,

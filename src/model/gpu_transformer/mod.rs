@@ -19,6 +19,7 @@ mod weight;
 mod workspace;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::ModelError;
 use super::executor::{Output, Wanted};
@@ -46,6 +47,9 @@ pub(super) struct GpuTransformer {
     cache: Cache,
     workspace: Workspace,
     graphs: Graphs,
+    /// When the step began, and how long the host took to ask for all of it.
+    began: Instant,
+    host_time: Duration,
 }
 
 /// The sizes that a step needs.
@@ -59,7 +63,6 @@ struct Shape {
     kv_heads: usize,
     head: usize,
     vocabulary: usize,
-    context: usize,
     eps: f32,
 }
 
@@ -112,6 +115,16 @@ impl GpuTransformer {
         blocks + self.tokens.of(Type::U8).len() + self.head.as_ref().map_or(0, Weight::bytes)
     }
 
+    /// Begins a step, which is timed.
+    pub(super) fn begin(&mut self) {
+        self.began = Instant::now();
+    }
+
+    /// How long the host was busy with the last step: until all was asked for.
+    pub(super) fn host_time(&self) -> Duration {
+        self.host_time
+    }
+
     /// Room for the rows `[rows, d]` of f-grams of the next step.
     ///
     /// # Errors
@@ -152,6 +165,7 @@ impl GpuTransformer {
             Some(_) => self.recorded(&plan)?,
             None => self.ask(&plan)?,
         }
+        self.host_time = self.began.elapsed();
         Ok(self.download(wanted, output)?)
     }
 

@@ -1,4 +1,4 @@
-//! The executor for GPUs, run by the emulator, against the one for CPUs: logits of ragged batches of prompts and decoding
+//! The executor for GPUs, run by the emulator or on a real GPU, against the one for CPUs: logits of ragged batches of prompts and decoding
 //! sequences, of several shapes and encodings, recorded and not, and of the shipped model with its table.
 
 use std::collections::BTreeMap;
@@ -8,10 +8,9 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use rand::{RngExt, SeedableRng};
 
-use crate::gpu::emulator::Emulator;
-use crate::gpu::{Gpu, Type, ops};
+use crate::gpu::{Type, ops, testing};
 use crate::kernels::{Encoding, Pool};
-use crate::model::ops::gpu::emulated;
+use crate::model::ops::gpu::on_gpu;
 use crate::model::{
     Checkpoint, Config, Fgrams, Model, ModelDirectory, Piece, Runtime, WeightType, write_weights,
 };
@@ -78,8 +77,8 @@ fn checkpoint(config: &Config, weights: WeightType, directory: &Path) -> Checkpo
     Checkpoint::open(directory).unwrap()
 }
 
-fn runtime(positions: usize, dtype: Option<Encoding>) -> Runtime {
-    Runtime { dtype, ..Runtime::new(Arc::new(Pool::new(1).unwrap()), positions) }
+fn runtime(positions: usize, dtype: Option<Encoding>, device: &Device) -> Runtime {
+    Runtime { dtype, device: device.clone(), ..Runtime::new(Arc::new(Pool::new(1).unwrap()), positions) }
 }
 
 /// Steps of three sequences, some of which read while others decode; then all decode, alone and together.
@@ -163,10 +162,11 @@ fn logits_are_those_of_the_cpu() {
     ] {
         let (config, directory) = (config(model_type, extra), tempfile::tempdir().unwrap());
         let checkpoint = checkpoint(&config, weights, directory.path());
-        let open =
-            |dtype| Model::new(config.clone(), &checkpoint, Fgrams::None, &runtime(57 * 16, dtype)).unwrap();
-        let expected = run(&mut open(dtype), &sequences(), &steps());
-        let mut on_gpu = emulated(|| open(dtype));
+        let open = |device: &Device| {
+            Model::new(config.clone(), &checkpoint, Fgrams::None, &runtime(57 * 16, dtype, device)).unwrap()
+        };
+        let expected = run(&mut open(&Device::Cpu), &sequences(), &steps());
+        let mut on_gpu = on_gpu(open);
         let found = run(&mut on_gpu, &sequences(), &steps());
         let apart = difference(&found, &expected);
         assert!(apart < tolerance, "{model_type} {extra} {weights:?} {dtype:?}: logits differ by {apart}");
@@ -185,25 +185,38 @@ fn the_shipped_model_reads_its_table_there_too() {
         vec![(0, 1), (1, 1)],
         vec![(0, 1), (1, 1)],
     ];
-    let open = || directory.load(None, &runtime(57 * 16, Some(Encoding::F32))).unwrap();
+    let open =
+        |device: &Device| directory.load(None, &runtime(57 * 16, Some(Encoding::F32), device)).unwrap();
     let text = "It was the best of times, and I was not sure that he had been there at all; but as soon as the door was \
                 shut, the old man said that he would not go back to the house, for it was one of those nights in which \
                 there is nothing to be seen. At the end of the day they went out of the room, and she looked at him.";
     let tokens = directory.tokenizer().encode(text).unwrap();
     let tokens = [tokens.clone(), tokens[9..].to_vec(), Vec::new()];
-    let expected = run(&mut open(), &tokens, &steps);
-    let mut on_gpu = emulated(open);
+    let expected = run(&mut open(&Device::Cpu), &tokens, &steps);
+    let mut on_gpu = on_gpu(open);
     let found = run(&mut on_gpu, &tokens, &steps);
     let hits = on_gpu.embedding().table().unwrap().metrics().snapshot();
     assert!(difference(&found, &expected) < 1e-4, "{}", difference(&found, &expected));
     assert!(hits.hit_rate > 0.3, "{hits:?}");
 }
 
+#[test]
+fn what_there_is_no_memory_for_is_named() {
+    let (config, directory) = (config("llama", ""), tempfile::tempdir().unwrap());
+    let checkpoint = checkpoint(&config, WeightType::F32, directory.path());
+    let open = |device: &Device| {
+        Model::new(config.clone(), &checkpoint, Fgrams::None, &runtime(1 << 34, None, device))
+    };
+    let model = on_gpu(open);
+    let error = model.err().unwrap().to_string();
+    assert!(error.contains("keys and values"), "{error}");
+}
+
 /// Every packed encoding: products of few rows, and its numbers one by one, against the decoder of the CPU.
 #[test]
 fn packed_weights_are_read_as_on_the_cpu() {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(2);
-    let gpu = Emulator::new(false);
+    let gpu = &*testing::gpus()[0];
     let (inputs, outputs, rows) = (512, 11, 5);
     for (encoding, packing) in [
         (Encoding::Q8_0, ops::Packing::Q8_0),
@@ -231,19 +244,19 @@ fn packed_weights_are_read_as_on_the_cpu() {
         let (weight, unpacked) = (gpu.alloc(bytes.len()).unwrap(), gpu.alloc(2 * numbers.len()).unwrap());
         gpu.upload(&bytes, weight.of(Type::U8)).unwrap();
         let packed = (weight.of(Type::U8), packing);
-        ops::unpack(&gpu, packed, unpacked.of(Type::Bf16), inputs).unwrap();
+        ops::unpack(gpu, packed, unpacked.of(Type::Bf16), inputs).unwrap();
         let rounded: Vec<f32> = numbers.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect();
-        assert_eq!(gpu.read(unpacked.of(Type::Bf16)), rounded, "{encoding:?}");
+        assert_eq!(testing::read(gpu, unpacked.of(Type::Bf16)), rounded, "{encoding:?}");
 
         let x: Vec<f32> =
             (0..rows * inputs).map(|_| half::bf16::from_f32(rng.random::<f32>() - 0.5).to_f32()).collect();
         // Rows further apart than they are wide.
-        let (xs, y, stride) = (gpu.numbers(&x, Type::Bf16), gpu.alloc(4 * rows * 20).unwrap(), 20);
+        let (xs, y, stride) = (testing::numbers(gpu, &x, Type::Bf16), gpu.alloc(4 * rows * 20).unwrap(), 20);
         gpu.zero(y.of(Type::F32)).unwrap();
         let sizes = [rows, inputs, outputs];
         let to = (y.of(Type::F32), stride);
-        ops::few_rows(&gpu, xs.of(Type::Bf16), (packed.0, Some(packing)), to, sizes).unwrap();
-        let found = gpu.read(y.of(Type::F32));
+        ops::few_rows(gpu, xs.of(Type::Bf16), (packed.0, Some(packing)), to, sizes).unwrap();
+        let found = testing::read(gpu, y.of(Type::F32));
         for (row, x) in x.chunks_exact(inputs).enumerate() {
             for (output, w) in numbers.chunks_exact(inputs).enumerate() {
                 let expected: f64 = x.iter().zip(w).map(|(x, w)| f64::from(x * w)).sum();
@@ -257,7 +270,7 @@ fn packed_weights_are_read_as_on_the_cpu() {
 
 #[test]
 fn the_largest_of_a_row_is_its_first() {
-    let gpu = Emulator::new(false);
+    let gpu = &*testing::gpus()[0];
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
     let (rows, n) = (6, 1000);
     let mut x: Vec<f32> = (0..rows * n).map(|_| rng.random()).collect();
@@ -266,8 +279,8 @@ fn the_largest_of_a_row_is_its_first() {
     }
     x[4 * n + 5] = f32::NAN;
     x[5 * n..].fill(f32::NEG_INFINITY);
-    let (numbers, places) = (gpu.numbers(&x, Type::F32), gpu.indices(&[9; 6]));
-    ops::largest(&gpu, numbers.of(Type::F32), places.of(Type::U32), n).unwrap();
+    let (numbers, places) = (testing::numbers(gpu, &x, Type::F32), testing::indices(gpu, &[9; 6]));
+    ops::largest(gpu, numbers.of(Type::F32), places.of(Type::U32), n).unwrap();
     let mut found = [0u32; 6];
     gpu.download(places.of(Type::U32), bytemuck::cast_slice_mut(&mut found)).unwrap();
     let last = (0..n).max_by(|&a, &b| x[3 * n + a].total_cmp(&x[3 * n + b])).unwrap() as u32;

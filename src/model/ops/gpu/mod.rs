@@ -49,11 +49,14 @@ thread_local! {
     static EMULATED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Does something with an emulated GPU in place of the CPU.
+/// Does something on the GPU that there is to test on: a real one, or the emulator in place of the CPU.
 #[cfg(test)]
-pub(crate) fn emulated<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn on_gpu<T>(work: impl FnOnce(&Device) -> T) -> T {
+    if let Some(device) = crate::gpu::testing::real() {
+        return work(&device);
+    }
     EMULATED.set(true);
-    let result = work();
+    let result = work(&Device::Cpu);
     EMULATED.set(false);
     result
 }

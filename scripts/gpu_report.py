@@ -1,0 +1,70 @@
+"""Puts what gpu-check has measured together: OUTPUT_DIR/gpu.json and OUTPUT_DIR/gpu.md.
+
+    python3 scripts/gpu_report.py OUTPUT_DIR [PART_THAT_FAILED]...
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+
+
+def read(path):
+    """A JSON file, or None where a part has not written it."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def speed(run):
+    """The median of a run's tokens a second, without its first steps."""
+    try:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except OSError:
+        return None
+    rates = [line["tokens_per_second"] for line in lines[10:] if line.get("loss") is not None]
+    return statistics.median(rates) if rates else None
+
+
+def tests(path):
+    """How many tests passed and failed, as the last line says it."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line for line in reversed(lines) if line.startswith("test result")), "not run")
+
+
+def main():
+    output, failed = pathlib.Path(sys.argv[1]), sys.argv[2:]
+    perplexities = {place: read(output / f"eval-{place}.json") for place in ("cpu", "cuda")}
+    serving = {int(path.stem.split("-")[1]): read(path) for path in sorted(output.glob("serving-*.json"))}
+    training = {run.name.removeprefix("train-"): speed(run) for run in output.glob("train-*") if run.is_dir()}
+    decoding = read(output / "decoding.json")
+    result = {
+        "failed": failed,
+        "tests": tests(output / "tests.txt"),
+        "perplexity": {place: found and found.get("perplexity") for place, found in perplexities.items()},
+        "decoding": decoding,
+        "serving": serving,
+        "training_tokens_per_second": training,
+    }
+    (output / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = [f"# {decoding['device'] if decoding else 'GPU'}", "", f"Tests: {result['tests']}"]
+    if failed:
+        text += ["", f"Failed: {', '.join(failed)}"]
+    cpu, gpu = result["perplexity"]["cpu"], result["perplexity"]["cuda"]
+    if cpu and gpu:
+        text += ["", f"Perplexity of model_cards/default: {cpu:.4f} on the CPU, {gpu:.4f} on the GPU ({gpu / cpu - 1:+.3%})"]
+    table = output / "decoding.md"
+    if table.exists():
+        text += ["", "## Decoding", "", table.read_text().strip()]
+    if training:
+        text += ["", "## Training", "", "| shape | tokens/s |", "|---|---|"]
+        text += [f"| {name} | {rate:.0f} |" if rate else f"| {name} | |" for name, rate in sorted(training.items())]
+    if serving:
+        text += ["", "## Serving"]
+        for clients in sorted(serving):
+            text += ["", f"### {clients} clients", "", (output / f"serving-{clients}.md").read_text().strip()]
+    (output / "gpu.md").write_text("\n".join(text) + "\n")
+
+
+main()

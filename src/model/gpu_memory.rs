@@ -1,0 +1,128 @@
+//! What fits into a GPU, before anything is put there.
+
+use candle_core::Device;
+
+use super::{ModelDirectory, ModelError};
+use crate::kernels::{BLOCK, Encoding};
+
+/// Memory of a GPU, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuMemory {
+    /// What nobody has.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+/// What a model takes of a GPU, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GpuNeeds {
+    /// The weights as they are held there.
+    pub weights: u64,
+    /// A block of keys and values of all layers.
+    pub kv_block: u64,
+    /// Left for a step's own numbers and the libraries: a twentieth of the GPU, at least 1 GiB, and logits.
+    pub reserve: u64,
+}
+
+/// The memory of a device; None of a CPU.
+///
+/// # Errors
+/// Where the driver does not say.
+pub fn gpu_memory(device: &Device) -> Result<Option<GpuMemory>, ModelError> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => {
+            let (free, total) = device
+                .cuda_stream()
+                .context()
+                .mem_get_info()
+                .map_err(|error| ModelError::Gpu(format!("its memory is not known: {error:?}")))?;
+            Ok(Some(GpuMemory { free: free as u64, total: total as u64 }))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// What a GPU is called; None of a CPU.
+pub fn gpu_name(device: &Device) -> Option<String> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => {
+            Some(device.cuda_stream().context().name().unwrap_or_else(|_| "an NVIDIA GPU".to_owned()))
+        }
+        _ => None,
+    }
+}
+
+impl GpuNeeds {
+    /// Of a model whose matrices are converted to `dtype`, or held as they are stored, for so many sequences.
+    pub fn of(
+        directory: &ModelDirectory,
+        dtype: Option<Encoding>,
+        sequences: usize,
+        memory: GpuMemory,
+    ) -> Self {
+        let config = directory.config();
+        let encoding = dtype.or_else(|| directory.encoding()).unwrap_or(Encoding::Bf16);
+        let numbers = config.parameters() as u64;
+        let packed = encoding.block() > 1;
+        let mut weights = numbers * encoding.block_bytes() as u64 / encoding.block() as u64;
+        if packed {
+            // Token embeddings are read one by one, so they are there unpacked as well.
+            weights += 2 * (config.vocab_size * config.hidden_size) as u64;
+        }
+        let width = if encoding == Encoding::F32 { 4 } else { 2 };
+        let position = 2 * config.num_hidden_layers * config.kv_heads() * config.head() * width;
+        let logits = 4 * (sequences * config.vocab_size) as u64;
+        let reserve = (memory.total / 20).max(1 << 30) + logits;
+        Self { weights, kv_block: (position * BLOCK) as u64, reserve }
+    }
+
+    /// How many blocks of keys and values there is room for: `wanted` at most, `kv_memory` bytes if that is given.
+    ///
+    /// # Errors
+    /// Where it does not fit; the message says what to lower.
+    pub fn blocks(&self, memory: GpuMemory, wanted: usize, kv_memory: Option<u64>) -> Result<usize, String> {
+        let Self { weights, kv_block, reserve } = *self;
+        let Some(left) = memory.free.checked_sub(weights + reserve) else {
+            return Err(format!(
+                "weights of {weights} bytes, and {reserve} for a step, do not fit into the {} bytes that the GPU has free; a \
+                 smaller --dtype (q8_0 or q4_0) takes less, and so does a smaller --max-sequences",
+                memory.free
+            ));
+        };
+        if let Some(asked) = kv_memory.filter(|&asked| asked > left) {
+            return Err(format!(
+                "keys and values of {asked} bytes do not fit: beside weights of {weights} the GPU has {left} left; lower \
+                 --kv-memory"
+            ));
+        }
+        let room = usize::try_from(kv_memory.unwrap_or(left) / kv_block.max(1)).unwrap_or(usize::MAX);
+        if room == 0 {
+            return Err(format!(
+                "no block of keys and values fits: {BLOCK} tokens take {kv_block} bytes; raise --kv-memory, or use a \
+                 smaller --dtype"
+            ));
+        }
+        Ok(room.min(wanted))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fits_is_known_before_and_what_to_lower_is_said() {
+        let memory = GpuMemory { free: 1000, total: 2000 };
+        let needs = GpuNeeds { weights: 600, kv_block: 10, reserve: 100 };
+        assert_eq!(needs.blocks(memory, 100, None), Ok(30));
+        assert_eq!(needs.blocks(memory, 7, None), Ok(7));
+        assert_eq!(needs.blocks(memory, 100, Some(55)), Ok(5));
+        assert!(needs.blocks(memory, 100, Some(301)).unwrap_err().contains("lower --kv-memory"));
+        assert!(needs.blocks(memory, 100, Some(9)).unwrap_err().contains("raise --kv-memory"));
+        let large = GpuNeeds { weights: 950, ..needs };
+        assert!(large.blocks(memory, 100, None).unwrap_err().contains("--dtype"));
+    }
+}
