@@ -174,7 +174,8 @@ fn main() {
         let checkpoint = weights(&config, directory.path());
         let end = arguments.past + arguments.steps + 8;
         let most = arguments.batches.iter().max().copied().unwrap_or(1);
-        let mut runtime = Runtime::new(Arc::new(Pool::new(4).expect("threads")), (most * end).max(PREFILL));
+        let positions = (most * end.next_multiple_of(BLOCK)).max(PREFILL);
+        let mut runtime = Runtime::new(Arc::new(Pool::new(4).expect("threads")), positions);
         runtime.device = device.clone();
         let mut model = Model::new(config.clone(), &checkpoint, Fgrams::None, &runtime).expect("a model");
         let weight_bytes = model.weight_bytes() as f64;

@@ -61,9 +61,14 @@ def main():
         text += ["", "## Training", "", "| shape | tokens/s |", "|---|---|"]
         text += [f"| {name} | {rate:.0f} |" if rate else f"| {name} | |" for name, rate in sorted(training.items())]
     if serving:
-        text += ["", "## Serving"]
-        for clients in sorted(serving):
-            text += ["", f"### {clients} clients", "", (output / f"serving-{clients}.md").read_text().strip()]
+        text += ["", "## Serving model_cards/default and its baseline", ""]
+        text += ["| clients | | tokens/s | first token, ms | a token after it, ms |", "|---|---|---|---|---|"]
+        for clients, report in sorted(serving.items()):
+            for found in report["results"] if report else ():
+                text.append(
+                    f"| {clients} | {found['target']} | {found['output_tokens_per_s']:.0f} "
+                    f"| {found['ttft_ms']['p50']:.2f} | {found['tpot_ms']['p50']:.2f} |"
+                )
     (output / "gpu.md").write_text("\n".join(text) + "\n")
 
 

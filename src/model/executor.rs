@@ -117,7 +117,7 @@ impl Executor {
         pieces: &[Piece<'_>],
         spans: &[Span<'_>],
         wanted: Wanted<'_>,
-        output: Output<'_>,
+        output: &mut Output<'_>,
     ) -> Result<(), ModelError> {
         match self {
             Self::Cpu { transformer, cache } => {

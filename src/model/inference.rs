@@ -168,7 +168,7 @@ impl Model {
             pieces,
             &spans,
             Wanted { rows: wanted, choosing },
-            Output { logits, chosen },
+            &mut Output { logits, chosen },
         )
     }
 

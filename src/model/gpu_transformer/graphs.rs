@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use crate::gpu::Recorded;
 use crate::kernels::Span;
@@ -38,13 +39,15 @@ impl Graphs {
             self.steps.clear();
             self.generation = generation;
         }
-        if !self.steps.contains_key(&key) {
-            self.steps.insert(key, None);
-            return Found::New;
-        }
-        match self.steps.get(&key) {
-            Some(Some(step)) => Found::Recorded(&**step),
-            _ => Found::Again,
+        match self.steps.entry(key) {
+            Entry::Vacant(entry) => {
+                entry.insert(None);
+                Found::New
+            }
+            Entry::Occupied(entry) => match entry.into_mut() {
+                Some(step) => Found::Recorded(&**step),
+                None => Found::Again,
+            },
         }
     }
 

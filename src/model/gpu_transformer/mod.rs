@@ -146,7 +146,7 @@ impl GpuTransformer {
         spans: &[Span<'_>],
         sources: &[u32],
         wanted: Wanted<'_>,
-        output: Output<'_>,
+        output: &mut Output<'_>,
     ) -> Result<(), ModelError> {
         let limit = self.cache.blocks;
         assert!(
@@ -170,7 +170,7 @@ impl GpuTransformer {
     }
 
     /// Waits for the step, and takes what is wanted of it: of rows of which only the likeliest token is, no logits.
-    fn download(&self, wanted: Wanted<'_>, output: Output<'_>) -> Result<(), GpuError> {
+    fn download(&self, wanted: Wanted<'_>, output: &mut Output<'_>) -> Result<(), GpuError> {
         let (vocabulary, rows) = (self.shape.vocabulary, wanted.rows.len());
         let Output { logits, chosen } = output;
         chosen.clear();

@@ -28,16 +28,7 @@ impl Nccl {
     /// # Errors
     /// Where there is no such GPU, no driver or no NCCL, or a process is lost.
     pub fn open(mut mesh: Mesh, device: usize, timeout: Duration) -> Result<Self, GroupError> {
-        // SAFETY: both only load a library of NVIDIA's by its name and close it again; what runs is its initialisation.
-        let (driver, nccl) =
-            unsafe { (cudarc::driver::sys::is_culib_present(), cudarc::nccl::sys::is_culib_present()) };
-        for (present, library) in [(driver, "libcuda.so, NVIDIA's driver,"), (nccl, "libnccl.so.2")] {
-            if !present {
-                return Err(GroupError::Nccl(format!(
-                    "{library} is not found; is its folder in LD_LIBRARY_PATH?"
-                )));
-            }
-        }
+        find_libraries()?;
         let context = CudaContext::new(device).map_err(failed(&format!("GPU {device}")))?;
         let stream = context.new_stream().map_err(failed("a stream"))?;
         let mut id = match mesh.rank() {
@@ -95,6 +86,23 @@ impl Group for Nccl {
     fn broadcast(&mut self, bytes: &mut [u8]) -> Result<(), GroupError> {
         self.mesh.broadcast(bytes)
     }
+}
+
+/// That the libraries are there. Beside the feature `cuda` they are linked: without them the program does not start.
+fn find_libraries() -> Result<(), GroupError> {
+    #[cfg(not(feature = "cuda"))]
+    {
+        // SAFETY: both only load a library of NVIDIA's by its name and close it again; what runs is its initialisation.
+        let (driver, nccl) =
+            unsafe { (cudarc::driver::sys::is_culib_present(), cudarc::nccl::sys::is_culib_present()) };
+        for (present, library) in [(driver, "libcuda.so, NVIDIA's driver,"), (nccl, "libnccl.so.2")] {
+            if !present {
+                let why = format!("{library} is not found; is its folder in LD_LIBRARY_PATH?");
+                return Err(GroupError::Nccl(why));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn failed<E: std::fmt::Display>(what: &str) -> impl Fn(E) -> GroupError {

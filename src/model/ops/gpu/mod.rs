@@ -61,6 +61,7 @@ pub(crate) fn on_gpu<T>(work: impl FnOnce(&Device) -> T) -> T {
     result
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "what `map_err` gives")]
 fn said(error: GpuError) -> Error {
     Error::Msg(error.to_string())
 }
