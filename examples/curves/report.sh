@@ -32,7 +32,7 @@ section() {
         shift
     done
     shift
-    first=$(named base | wc -l)
+    first=$(named "$1" | wc -l)
     mapfile -t found < <(named "$@")
     ((${#found[@]} > first)) || return 0
     printf '## %s\n\n' "$title"
@@ -58,6 +58,7 @@ texts=("$@")
     section "A larger f-gram model" fgram-model parameters.fgram -- base scone 'fgram-model-*'
     section "Longer f-grams" max-n max_n -- base scone 'max-n-*'
     section "Larger baselines" baselines parameters.non_embedding --series fgrams -- base 'base-*' scone 'fgrams-*'
+    section "Twice the tokens" long parameters.non_embedding --series fgrams -- long-base 'long-base-*' long-scone
     printf '## All runs\n\n![Validation loss of all runs](curves/all.svg)\n\n'
     mapfile -t all < <(named base '*')
     "$train" compare "${all[@]}" --show "$costs" --output "$docs/curves/all.svg"

@@ -21,8 +21,12 @@ FGRAM = {"S": (72, 216, 1), "M": (128, 384, 1), "L": (256, 768, 1)}
 SEEDS = (1, 2, 3)
 
 
-def toml(data, steps, seed, shape, fgrams=None, size="M"):
+def toml(data, steps, seed, shape, fgrams=None, size="M", long=False):
     hidden, intermediate, layers, heads, kv_heads = SHAPES[shape]
+    # Twice the tokens, with a fifth instead of a tenth of the updates for warming up.
+    every, steps = steps // 10, 2 * steps if long else steps
+    warmup = steps // 5 if long else steps // 10
+    every = 2 * every if long else every
     text = f"""seed = {seed}
 
 [data]
@@ -40,14 +44,14 @@ context = 256
 steps = {steps}
 batch = 16
 learning_rate = 12e-3
-warmup_steps = {steps // 10}
+warmup_steps = {warmup}
 
 [validation]
-every = {steps // 10}
+every = {every}
 tokens = 200000
 
 [checkpoint]
-every = {steps // 10}
+every = {every}
 """
     if fgrams:
         width, inner, blocks = FGRAM[size]
@@ -64,7 +68,7 @@ intermediate_size = {inner}
 
 
 def runs():
-    """Name, seed, shape of the main model, set, size of the f-gram model. report.sh goes by the names."""
+    """Name, seed, shape of the main model, set, size of the f-gram model, whether it is a long one. report.sh goes by the names."""
     first, *more = SEEDS
     yield "base", first, "1", None, "M"
     yield "scone", first, "1", "k5-1m", "M"
@@ -81,6 +85,11 @@ def runs():
         yield f"base-s{seed}", seed, "1", None, "M"
         yield f"scone-s{seed}", seed, "1", "k5-1m", "M"
         yield f"base-2-s{seed}", seed, "2", None, "M"
+    for seed in SEEDS:
+        suffix = "" if seed == first else f"-s{seed}"
+        yield f"long-base{suffix}", seed, "1", None, "M", True
+        yield f"long-scone{suffix}", seed, "1", "k5-1m", "L", True
+        yield f"long-base-2{suffix}", seed, "2", None, "M", True
 
 
 def main():
@@ -92,8 +101,8 @@ def main():
     arguments.directory.mkdir(parents=True, exist_ok=True)
     names = []
     for name, *run in runs():
-        seed, shape, fgrams, size = run
-        text = toml(arguments.data.resolve(), arguments.steps, seed, shape, fgrams, size)
+        seed, shape, fgrams, size, *long = run
+        text = toml(arguments.data.resolve(), arguments.steps, seed, shape, fgrams, size, bool(long))
         (arguments.directory / f"{name}.toml").write_text(text)
         names.append(name)
     (arguments.directory / "names").write_text("\n".join(names) + "\n")

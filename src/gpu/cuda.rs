@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_int;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -23,7 +24,9 @@ pub(crate) struct Cuda {
     stream: Arc<CudaStream>,
     blas: Arc<CudaBlas>,
     module: Arc<CudaModule>,
-    functions: Mutex<HashMap<String, CudaFunction>>,
+    /// By name, each with how much shared memory it may have.
+    functions: Mutex<HashMap<String, (CudaFunction, u32)>>,
+    shared_memory: usize,
 }
 
 fn failed<E: std::fmt::Debug>(what: &str) -> impl FnOnce(E) -> GpuError {
@@ -45,26 +48,36 @@ impl Cuda {
         // SAFETY: the device has one stream, ours, so nothing needs events to be in order.
         unsafe { device.disable_event_tracking() };
         let module = stream.context().load_module(KERNELS.into()).map_err(failed("loading the kernels"))?;
-        let own =
-            Arc::new(Self { blas: device.cublas_handle(), stream, module, functions: Mutex::default() });
+        use sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MOST;
+        let most = stream.context().attribute(MOST).map_err(failed("asking for the shared memory"))?;
+        let shared_memory = usize::try_from(most).unwrap_or_default();
+        let own = Arc::new(Self {
+            blas: device.cublas_handle(),
+            stream,
+            module,
+            functions: Mutex::default(),
+            shared_memory,
+        });
         all.insert(device.id(), own.clone());
         Ok(own)
     }
 
+    /// A kernel, allowed so much shared memory.
     fn function(&self, kernel: &str, shared: u32) -> Result<CudaFunction, GpuError> {
+        use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as ALLOWED;
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(kernel) {
-            return Ok(function.clone());
+        let (function, allowed) = match functions.entry(kernel.to_owned()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                entry.insert((self.module.load_function(kernel).map_err(failed(kernel))?, SHARED))
+            }
+        };
+        if shared > *allowed {
+            let bytes = i32::try_from(shared).unwrap_or(i32::MAX);
+            function.set_attribute(ALLOWED, bytes).map_err(failed(kernel))?;
+            *allowed = shared;
         }
-        let function = self.module.load_function(kernel).map_err(failed(kernel))?;
-        if shared > SHARED {
-            use sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MOST;
-            use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as ALLOWED;
-            let most = self.stream.context().attribute(MOST).map_err(failed(kernel))?;
-            function.set_attribute(ALLOWED, most).map_err(failed(kernel))?;
-        }
-        functions.insert(kernel.to_owned(), function.clone());
-        Ok(function)
+        Ok(function.clone())
     }
 }
 
@@ -113,6 +126,10 @@ impl Memory for CudaSlice<u8> {
 }
 
 impl Gpu for Cuda {
+    fn shared_memory(&self) -> usize {
+        self.shared_memory
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Buffer, GpuError> {
         // SAFETY: whoever takes memory of any contents writes it before it is read.
         let memory = unsafe { self.stream.alloc::<u8>(bytes.max(1)) };

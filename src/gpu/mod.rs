@@ -102,6 +102,9 @@ pub(crate) trait Recorded: Send {
 
 /// A GPU, or what stands for one: memory, and one queue in which everything happens in the order in which it was asked for.
 pub(crate) trait Gpu: Send + Sync {
+    /// Bytes of shared memory that a block can have.
+    fn shared_memory(&self) -> usize;
+
     /// Memory of its own, of any contents.
     ///
     /// # Errors

@@ -79,7 +79,11 @@ fn gpu(number: usize) -> Result<Device, String> {
         return Err(format!("there are {count} GPUs here, numbered from 0"));
     }
     // A stream of its own: the default one is another in each thread.
-    Device::new_cuda_with_stream(number).map_err(|error| error.to_string())
+    let device = Device::new_cuda_with_stream(number).map_err(|error| error.to_string())?;
+    // Our kernels are loaded now: that the driver does not take them is said at the start.
+    crate::gpu::Cuda::of(device.as_cuda_device().map_err(|error| error.to_string())?)
+        .map_err(|error| error.to_string())?;
+    Ok(device)
 }
 
 #[cfg(test)]

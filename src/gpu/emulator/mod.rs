@@ -21,7 +21,12 @@ pub(crate) struct Emulator {
     backwards: bool,
     /// What is being recorded, if anything is.
     recording: Arc<Mutex<Option<Vec<Work>>>>,
+    shared_memory: usize,
 }
+
+/// Shared memory of a block on an H100, and on a GPU of the same time for players.
+const LARGE: usize = 227 * 1024;
+const SMALL: usize = 99 * 1024;
 
 /// Something that was asked for.
 #[derive(Clone)]
@@ -44,7 +49,9 @@ impl Recorded for Recording {
 impl Emulator {
     /// With a block's threads in this order.
     pub(crate) fn new(backwards: bool) -> Self {
-        Self { library: Library::get(), backwards, recording: Arc::default() }
+        // The one for players is that whose threads run backwards.
+        let shared_memory = if backwards { SMALL } else { LARGE };
+        Self { library: Library::get(), backwards, recording: Arc::default(), shared_memory }
     }
 
     /// Does it, or notes it.
@@ -84,6 +91,10 @@ impl Memory for Host {
 }
 
 impl Gpu for Emulator {
+    fn shared_memory(&self) -> usize {
+        self.shared_memory
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Buffer, GpuError> {
         if bytes > MEMORY {
             return Err(GpuError::Memory { what: "a step".to_owned(), bytes });
@@ -115,7 +126,7 @@ impl Gpu for Emulator {
         let result = work();
         let work = self.recording.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default();
         result?;
-        let gpu = Self { library: self.library, backwards: self.backwards, recording: Arc::default() };
+        let gpu = Self::new(self.backwards);
         Ok(Box::new(Recording { gpu, work }))
     }
 

@@ -33,6 +33,22 @@ template <> __device__ inline float from_float<float>(float x) { return x; }
 template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bfloat16(x); }
 template <> __device__ inline f16 from_float<f16>(float x) { return __float2half(x); }
 
+// Eight neighbouring numbers, of which `there` are wanted and the others are zero. Rows whose length divides by eight begin where
+// eight can be read at once.
+constexpr u32 WIDE = 8;
+template <class T> struct alignas(16) Eight {
+    T numbers[WIDE];
+};
+
+template <class T> __device__ inline void load_wide(const T *from, float *to, u32 there, bool at_once) {
+    if (at_once && there == WIDE) {
+        Eight<T> eight = *(const Eight<T> *)from;
+        for (u32 i = 0; i < WIDE; i++) to[i] = to_float(eight.numbers[i]);
+        return;
+    }
+    for (u32 i = 0; i < WIDE; i++) to[i] = i < there ? to_float(from[i]) : 0;
+}
+
 // This thread's number in the whole grid, and how many threads there are.
 __device__ inline u64 thread_in_grid() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ inline u64 threads_in_grid() { return (u64)gridDim.x * blockDim.x; }

@@ -7,8 +7,6 @@ constexpr u32 PAGE = 16;
 constexpr u32 CHUNK = 256;
 // Query heads that share a pass over the keys and values.
 constexpr u32 GROUP = 4;
-// Features of a lane.
-constexpr u32 WIDE = 8;
 
 // The running softmax of one query: its largest score, the sum of exponentials, and the weighted values.
 struct Softmax {
@@ -23,10 +21,6 @@ struct Softmax {
         max = larger;
     }
 };
-
-template <class T> __device__ inline void load_wide(const T *from, float *to, u32 there) {
-    for (u32 i = 0; i < WIDE; i++) to[i] = i < there ? to_float(from[i]) : 0;
-}
 
 // One query a sequence, or few: a block of 128 threads a query, key head and chunk. `rows` holds, by query: its row in
 // `qkv`, where its sequence's pages begin in `pages`, and how many positions it sees. Each lane has 8 features of a position,
@@ -47,13 +41,14 @@ __device__ void paged_queries(
     u32 teams = blockDim.x / lanes, team = threadIdx.x / lanes, feature = lane % lanes * WIDE;
     u32 there = feature < head ? (head - feature < WIDE ? head - feature : WIDE) : 0;
     u32 group = q_heads / kv_heads;
+    bool at_once = head % WIDE == 0;
     for (u32 first = 0; first < group; first += GROUP) {
         u32 count = group - first < GROUP ? group - first : GROUP, head_at = kv_head * group + first;
         float q[GROUP][WIDE];
         Softmax states[GROUP];
         for (u32 g = 0; g < GROUP; g++) {
             states[g] = {-INFINITY, 0, {}};
-            if (g < count) load_wide(qkv + (u64)row * stride + (head_at + g) * head + feature, q[g], there);
+            if (g < count) load_wide(qkv + (u64)row * stride + (head_at + g) * head + feature, q[g], there, at_once);
         }
         // All teams of a warp go on as long as one of them has a position: they add up scores together.
         for (u32 begin = from; begin < to; begin += teams) {
@@ -61,8 +56,8 @@ __device__ void paged_queries(
             bool seen = position < to;
             u64 at = seen ? (((u64)own[position / PAGE] * kv_heads + kv_head) * PAGE + position % PAGE) * head + feature : 0;
             float k[WIDE], v[WIDE];
-            load_wide(keys + at, k, seen ? there : 0);
-            load_wide(values + at, v, seen ? there : 0);
+            load_wide(keys + at, k, seen ? there : 0, at_once);
+            load_wide(values + at, v, seen ? there : 0, at_once);
             for (u32 g = 0; g < count; g++) {
                 float score = 0;
                 for (u32 i = 0; i < WIDE; i++) score += q[g][i] * k[i];

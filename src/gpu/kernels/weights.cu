@@ -103,14 +103,15 @@ __device__ void few_rows(const T *x, const T *w, Y *y, u32 inputs, u32 outputs, 
     if (output >= outputs) return;
     float sums[ROWS] = {};
     const T *own = w + output * inputs;
-    constexpr u32 WIDE = 8;
+    bool at_once = inputs % WIDE == 0;
     for (u32 i = threadIdx.x % WARP * WIDE; i < inputs; i += WARP * WIDE) {
         u32 there = inputs - i < WIDE ? inputs - i : WIDE;
-        float numbers[WIDE];
-        for (u32 j = 0; j < WIDE; j++) numbers[j] = j < there ? to_float(own[i + j]) : 0;
+        float numbers[WIDE], others[WIDE];
+        load_wide(own + i, numbers, there, at_once);
         for (u32 row = 0; row < ROWS; row++) {
             if (row >= rows) break;
-            for (u32 j = 0; j < there; j++) sums[row] += numbers[j] * to_float(x[(u64)row * inputs + i + j]);
+            load_wide(x + (u64)row * inputs + i, others, there, at_once);
+            for (u32 j = 0; j < WIDE; j++) sums[row] += numbers[j] * others[j];
         }
     }
     put_sums(sums, y, output, stride, rows);
@@ -128,7 +129,11 @@ __device__ void few_rows_packed(const T *x, const u8 *w, Y *y, u32 inputs, u32 o
         for (u32 row = 0; row < ROWS; row++) {
             if (row >= rows) break;
             const T *from = x + (u64)row * inputs + part * 32;
-            for (u32 j = 0; j < 32; j++) sums[row] += numbers[j] * to_float(from[j]);
+            for (u32 j = 0; j < 32; j += WIDE) {
+                float others[WIDE];
+                load_wide(from + j, others, WIDE, true);
+                for (u32 k = 0; k < WIDE; k++) sums[row] += numbers[j + k] * others[k];
+            }
         }
     }
     put_sums(sums, y, output, stride, rows);

@@ -13,7 +13,7 @@ mod short_attention;
 mod step;
 
 pub(crate) use adamw::{AdamW, adamw, square_sums, sum};
-pub(crate) use attention::{Attention, attention, attention_backward, tiles};
+pub(crate) use attention::{Attention, attention, attention_backward, forward_rows, tiles};
 pub(crate) use cross_entropy::{CrossEntropy, cross_entropy};
 pub(crate) use elementwise::{add, convert, rope, scale, swiglu, swiglu_backward};
 pub(crate) use linear::{linear, linear_backward_input, linear_backward_weight};

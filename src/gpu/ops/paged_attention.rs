@@ -1,4 +1,5 @@
-use super::{Attention, BLOCK, Gpu, GpuError, Launch, Slice, Type, arguments, need, small, step_kernel};
+use super::attention::forward_shared;
+use super::{BLOCK, Gpu, GpuError, Launch, Slice, Type, arguments, need, small, step_kernel};
 
 /// Positions of a chunk of [`paged_queries`].
 pub(crate) const CHUNK: usize = 256;
@@ -18,6 +19,8 @@ pub(crate) struct Paged<'a> {
     pub(crate) pages: Slice<'a>,
     /// Query heads, key heads, features of a head.
     pub(crate) heads: [usize; 3],
+    /// The most queries of a tile: [`forward_rows`](super::forward_rows).
+    pub(crate) tile: usize,
 }
 
 const OP: &str = "paged attention";
@@ -84,7 +87,7 @@ pub(crate) fn paged_queries(
     unsafe { gpu.launch(&Launch { kernel, grid, block: BLOCK.min(128), shared: 0, arguments }) }
 }
 
-/// Many queries of a sequence: `tiles` has, by tile, the first row, how many (at most [`Attention::rows`]), the position of the
+/// Many queries of a sequence: `tiles` has, by tile, the first row, how many (at most the tile's), the position of the
 /// first, and where the sequence's pages begin; the caller answers for them.
 pub(crate) fn paged_tiles(
     gpu: &dyn Gpu,
@@ -98,7 +101,6 @@ pub(crate) fn paged_tiles(
     if count == 0 {
         return Ok(());
     }
-    let sizes = Attention { tokens: 0, heads: q_heads, kv_heads, head };
     let Paged { qkv, keys, values, pages, .. } = paged;
     let (q, kv, width) = (small(OP, q_heads)?, small(OP, kv_heads)?, small(OP, head)?);
     let stride = small(OP, paged.stride())?;
@@ -106,8 +108,8 @@ pub(crate) fn paged_tiles(
     let launch = Launch {
         kernel: step_kernel!("paged_tiles", kind)?,
         grid: [small(OP, count)?, q, 1],
-        block: 4 * sizes.rows() as u32,
-        shared: sizes.shared(kind, 3, 1, 1, 1)?,
+        block: 4 * paged.tile as u32,
+        shared: forward_shared(kind, paged.tile, head)?,
         arguments,
     };
     // SAFETY: a block a tile and head; tiles and pages are the caller's word.

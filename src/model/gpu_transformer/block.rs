@@ -55,7 +55,8 @@ impl Block {
         };
         ops::turn(gpu, qkv, turn, parts.positions, parts.slots, [keys, values])?;
         let mixed = work.mixed.of(shape.kind).part(0, rows * shape.queries())?;
-        let paged = ops::Paged { qkv, keys, values, pages: parts.pages, heads: shape.all_heads() };
+        let paged =
+            ops::Paged { qkv, keys, values, pages: parts.pages, heads: shape.all_heads(), tile: shape.tile };
         ops::paged_tiles(gpu, paged, parts.tiles, mixed)?;
         ops::paged_queries(gpu, paged, parts.queries, parts.chunks, work.parts.of(Type::F32), mixed)?;
         self.o.product(gpu, mixed, (work.change.of(Type::F32).part(0, rows * d)?, d), rows, work)

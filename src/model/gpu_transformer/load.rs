@@ -79,6 +79,7 @@ impl<'a> GpuWeights<'a> {
             kv_heads: config.kv_heads(),
             head: config.head(),
             vocabulary: config.vocab_size,
+            tile: ops::forward_rows(&*self.gpu, self.kind, config.head())?,
             eps: config.rms_norm_eps as f32,
         };
         let (d, vocabulary) = (shape.width, shape.vocabulary);

@@ -63,6 +63,8 @@ struct Shape {
     kv_heads: usize,
     head: usize,
     vocabulary: usize,
+    /// Queries of a tile of attention.
+    tile: usize,
     eps: f32,
 }
 

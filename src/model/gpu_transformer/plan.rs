@@ -31,9 +31,7 @@ impl Plan {
         shape: Shape,
     ) -> Self {
         let fill = size.map_or(0, |size| size - sources.len());
-        let tile =
-            ops::Attention { tokens: 0, heads: shape.heads, kv_heads: shape.kv_heads, head: shape.head }
-                .rows();
+        let tile = shape.tile;
         let (mut positions, mut slots) = (Vec::new(), Vec::new());
         let (mut queries, mut tiles, mut pages) = (Vec::new(), Vec::new(), Vec::new());
         let (mut row, mut longest) = (0, 1);

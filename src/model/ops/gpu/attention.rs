@@ -38,8 +38,9 @@ pub(in crate::model::ops) fn attention(
     if lengths.iter().all(|length| (1..=SHORT).contains(length)) {
         return short(gpu, q, k, v, lengths, [heads, kv_heads, head], false);
     }
-    let sizes = ops::Attention { tokens, heads, kv_heads, head };
-    let tiles = ops::tiles(lengths, sizes.rows());
+    let kind = held(q)?.slice()?.kind();
+    let sizes = ops::Attention::new(gpu, kind, tokens, [heads, kv_heads, head]).map_err(said)?;
+    let tiles = ops::tiles(lengths, sizes.rows);
     let out = Output::new(q.shape(), q.dtype(), q.device())?;
     let lse = gpu.alloc(heads * tokens * Type::F32.bytes()).map_err(said)?;
     let places = indices(gpu, &tiles)?;

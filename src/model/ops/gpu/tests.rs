@@ -278,13 +278,13 @@ fn attention_in_tiles() {
         let shared = Arc::new(lengths.clone());
         let (out, gradients) =
             on_cpu(&[&q, &k, &v], &dout, |t| attention(&t[0], &t[1], &t[2], &shared, head));
-        let sizes = ops::Attention { tokens, heads, kv_heads, head };
         for m in Machine::all() {
             let inputs = [&q, &k, &v, &dout].map(|t| m.put(t));
             let room =
                 [widths[0], widths[0], widths[1], widths[1]].map(|width| m.room(tokens * width, m.kind));
             let lse = m.room(heads * tokens, Type::F32);
-            let tiles = testing::indices(&*m.gpu, &ops::tiles(&lengths, sizes.rows()));
+            let sizes = ops::Attention::new(&*m.gpu, m.kind, tokens, [heads, kv_heads, head]).unwrap();
+            let tiles = testing::indices(&*m.gpu, &ops::tiles(&lengths, sizes.rows));
             let [qs, ks, vs, douts] = inputs.each_ref().map(|b| b.of(m.kind));
             let [outs, dq, dk, dv] = room.each_ref().map(|b| b.of(m.kind));
             let (lse, tiles) = (lse.of(Type::F32), tiles.of(Type::U32));
