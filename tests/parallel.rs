@@ -314,7 +314,8 @@ fn a_group_that_does_not_fit_together_is_refused() {
     );
     let lost = data.fit(&config, "lost").args(place("1")).args(["--peer-timeout", "300ms"]).output().unwrap();
     assert!(text(&lost.stderr).contains("no answer from rank 0"), "{}", text(&lost.stderr));
-    let nccl = data.fit(&config, "nccl").args(["--collectives", "nccl", "--device", "cpu"]).output().unwrap();
+    let nccl =
+        data.fit(&config, "nccl").args(["--collectives", "nccl", "--device", "cuda:0"]).output().unwrap();
     assert!(text(&nccl.stderr).contains("NCCL"), "{}", text(&nccl.stderr));
 }
 

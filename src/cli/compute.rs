@@ -20,7 +20,7 @@ pub(super) struct Compute {
     #[command(flatten)]
     dtype: DtypeFlag,
     /// How keys and values are held: f16 takes half the memory of f32 and half the time to read, and changes logits by
-    /// about a thousandth; auto is f32 for models of f32 and f16 for all others
+    /// about a thousandth; auto is f32 for models of f32 and f16 for all others. On a GPU they have the type of activations
     #[arg(long, value_name = "TYPE", env = "SCONE_KV_DTYPE", default_value = "auto")]
     kv_dtype: KvDtype,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
+use candle_core::Device;
 use indicatif::ProgressBar;
 
 use super::device::DeviceFlag;
@@ -20,7 +21,7 @@ curves.svg (the same, drawn anew at every validation), signs.jsonl (signs of tro
 [samples] prompts), step-*.safetensors (the newest checkpoints), best.safetensors (the weights of the lowest validation \
 loss) and, at the end, model/: a directory that \
 `scone` serves and transformers opens. Ctrl-C writes a checkpoint and stops; --resume goes on, bit for bit as if \
-nothing had happened (on the same kind of CPU with the same number of threads), after a kill -9 too.
+nothing had happened (on the same kind of CPU with the same number of threads; a GPU adds in orders of its own), after a kill -9 too.
 
 Without an [fgram] section the same run trains the baseline. With one, make the table afterwards:
   scone-train fit --config scone.toml --output runs/scone
@@ -84,7 +85,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     let directory = args.output.as_deref().context("--output RUN_DIR is missing")?;
-    let device = args.device.open()?;
+    // Without the feature `cuda` a GPU only adds gradients up, and the device is NCCL's.
+    let device =
+        if cfg!(feature = "cuda") || !args.processes.uses_nccl() { args.device.open()? } else { Device::Cpu };
     let group = args.processes.meet(args.device.number())?;
     let mut run = Run::open_in(&config, directory, args.resume, group, &device)?;
     if !run.leads() {

@@ -22,7 +22,7 @@ pub(super) struct Processes {
     #[arg(long, env = "SCONE_PEER_TIMEOUT", value_name = "TIME", default_value = "5m", value_parser = parse_some_duration)]
     peer_timeout: Duration,
     /// What carries the gradients: tcp adds them up in one order, so that the number of processes changes no bit; nccl (with
-    /// the feature of that name) is for GPUs
+    /// the feature of that name) is for GPUs: that of --device cuda:N
     #[arg(long, env = "SCONE_COLLECTIVES", value_name = "KIND", default_value = "tcp")]
     collectives: Kind,
 }
@@ -34,6 +34,11 @@ enum Kind {
 }
 
 impl Processes {
+    /// Whether gradients go over NCCL.
+    pub(super) fn uses_nccl(&self) -> bool {
+        matches!(self.collectives, Kind::Nccl)
+    }
+
     /// Waits for the others, if there are any. `gpu` is the number of the GPU that NCCL uses.
     pub(super) fn meet(&self, gpu: usize) -> Result<Box<dyn Group>> {
         let given =

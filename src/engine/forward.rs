@@ -15,7 +15,8 @@ pub type Prefetch = Arc<dyn Fn(&[u32]) + Send + Sync>;
 /// positions each between passes.
 ///
 /// The engine says which blocks are whose. It relies on one thing: what a sequence gets is the same, bit for bit, whatever
-/// runs beside it, however its tokens are cut into pieces, and when a pass is repeated.
+/// runs beside it, however its tokens are cut into pieces, and when a pass is repeated. Of a model that only comes near to
+/// that, as on a GPU, tokens that are all but equally likely may be chosen otherwise; nothing else breaks.
 pub trait Forward: Send {
     /// Logits of a position: one for each token id below this.
     fn vocab_size(&self) -> usize;
@@ -44,7 +45,8 @@ pub trait Forward: Send {
 
     /// As [`Forward::forward`], where of the pieces marked `greedy` only the likeliest token of each wanted position is of
     /// use: it goes into `chosen`, whose former contents are dropped, of equals the lowest, or [`NO_TOKEN`] where the logits
-    /// are no distribution; `logits` has only the other pieces'. Asked of models that [choose](Forward::chooses).
+    /// are no distribution; `logits` has only the other pieces'. Asked of models that [choose](Forward::chooses), which must
+    /// override it.
     ///
     /// # Errors
     /// As [`Forward::forward`].
@@ -55,9 +57,8 @@ pub trait Forward: Send {
         logits: &mut Vec<f32>,
         chosen: &mut Vec<u32>,
     ) -> Result<(), ForwardError> {
-        let _ = greedy;
-        chosen.clear();
-        self.forward(batch, logits)
+        let _ = (batch, greedy, logits, chosen);
+        Err("this model does not choose tokens".into())
     }
 
     /// Calls `work` with each number below `tasks`, on the model's own threads, which have nothing else to do between

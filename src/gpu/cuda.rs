@@ -244,6 +244,10 @@ impl Gpu for Cuda {
         }
     }
 
+    fn wait(&self) -> Result<(), GpuError> {
+        self.stream.synchronize().map_err(failed("waiting"))
+    }
+
     fn download(&self, from: Slice<'_>, to: &mut [u8]) -> Result<(), GpuError> {
         if to.len() != from.bytes() {
             return Err(GpuError::operands("download", format!("{} bytes into {}", from.bytes(), to.len())));

@@ -147,7 +147,8 @@ pub(crate) trait Gpu: Send + Sync {
     /// Where there is not so much.
     fn staging(&self, bytes: usize) -> Result<Staging, GpuError>;
 
-    /// Copies from the host; what was staged must stay as it is until something later was downloaded.
+    /// Copies from the host; what was staged must stay as it is until something later was [waited](Gpu::wait) for or
+    /// downloaded.
     ///
     /// # Errors
     /// Where the driver refuses or the sizes differ.
@@ -158,6 +159,12 @@ pub(crate) trait Gpu: Send + Sync {
     /// # Errors
     /// Those of `work`, and where the driver refuses.
     fn record(&self, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<Box<dyn Recorded>, GpuError>;
+
+    /// Returns when all that was asked for is done.
+    ///
+    /// # Errors
+    /// Where anything of it has failed.
+    fn wait(&self) -> Result<(), GpuError>;
 
     /// Copies to the host, when all before is done.
     ///

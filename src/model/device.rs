@@ -25,7 +25,9 @@ impl FromStr for DeviceChoice {
             None if text == "auto" => Ok(Self::Auto),
             None if text == "cpu" => Ok(Self::Cpu),
             None if text == "cuda" => Ok(Self::Cuda(None)),
-            Some(("cuda", number)) if number.parse::<usize>().is_ok() => Ok(Self::Cuda(number.parse().ok())),
+            Some(("cuda", number)) if number.bytes().all(|b| b.is_ascii_digit()) && !number.is_empty() => {
+                number.parse().map(|number| Self::Cuda(Some(number))).map_err(|error| error.to_string())
+            }
             _ => Err(format!(
                 "{text:?} is no device: auto, cpu, cuda or cuda:N, N the number of a GPU from 0 on"
             )),
@@ -95,7 +97,7 @@ mod tests {
         for text in ["auto", "cpu", "cuda", "cuda:0", "cuda:12"] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
         }
-        for text in ["", "gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1"] {
+        for text in ["", "gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1", "cuda:+1"] {
             assert!(text.parse::<DeviceChoice>().is_err(), "{text}");
         }
     }

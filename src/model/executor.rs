@@ -33,11 +33,7 @@ pub(super) struct Wanted<'a> {
 pub(super) struct Output<'a> {
     /// The logits of the wanted rows.
     pub(super) logits: &'a mut Vec<f32>,
-    /// The likeliest tokens, of those of which only these are wanted.
-    #[cfg_attr(
-        not(any(feature = "cuda", test)),
-        expect(dead_code, reason = "a CPU gives logits of all rows")
-    )]
+    /// The likeliest tokens, of those of which only these are wanted: of none on a CPU.
     pub(super) chosen: &'a mut Vec<u32>,
 }
 
@@ -125,11 +121,12 @@ impl Executor {
                 let (x, tokens) = transformer.input(rows);
                 embedding.embed(pool, pieces, tokens, x)?;
                 transformer.forward(pool, cache, spans, wanted.rows, output.logits);
+                output.chosen.clear();
                 Ok(())
             }
             #[cfg(any(feature = "cuda", test))]
             Self::Gpu(transformer) => {
-                transformer.begin();
+                transformer.begin()?;
                 let found = embedding.look_up(pieces, transformer.vocabulary());
                 embedding.gather(&found, transformer.fgram_rows(found.ranks.len())?)?;
                 transformer.forward(spans, &found.sources, wanted, output)

@@ -5,6 +5,9 @@ use candle_core::Device;
 use super::{ModelDirectory, ModelError};
 use crate::kernels::{BLOCK, Encoding};
 
+/// Rows of a step whose logits there is always room for: as many as evaluation asks for at a time.
+const ROWS: usize = 512;
+
 /// Memory of a GPU, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GpuMemory {
@@ -21,7 +24,7 @@ pub struct GpuNeeds {
     pub weights: u64,
     /// A block of keys and values of all layers.
     pub kv_block: u64,
-    /// Left for a step's own numbers and the libraries: a twentieth of the GPU, at least 1 GiB, and logits.
+    /// Left for a step's own numbers and the libraries: a twentieth of the GPU, at least 1 GiB, and logits of 512 rows.
     pub reserve: u64,
 }
 
@@ -56,13 +59,9 @@ pub fn gpu_name(device: &Device) -> Option<String> {
 }
 
 impl GpuNeeds {
-    /// Of a model whose matrices are converted to `dtype`, or held as they are stored, for so many sequences.
-    pub fn of(
-        directory: &ModelDirectory,
-        dtype: Option<Encoding>,
-        sequences: usize,
-        memory: GpuMemory,
-    ) -> Self {
+    /// Of a model whose matrices are converted to `dtype`, or held as they are stored; for steps of which so many rows'
+    /// logits are wanted, and of 512 at least.
+    pub fn of(directory: &ModelDirectory, dtype: Option<Encoding>, wanted: usize, memory: GpuMemory) -> Self {
         let config = directory.config();
         let encoding = dtype.or_else(|| directory.encoding()).unwrap_or(Encoding::Bf16);
         let numbers = config.parameters() as u64;
@@ -74,7 +73,7 @@ impl GpuNeeds {
         }
         let width = if encoding == Encoding::F32 { 4 } else { 2 };
         let position = 2 * config.num_hidden_layers * config.kv_heads() * config.head() * width;
-        let logits = 4 * (sequences * config.vocab_size) as u64;
+        let logits = 4 * (wanted.max(ROWS) * config.vocab_size) as u64;
         let reserve = (memory.total / 20).max(1 << 30) + logits;
         Self { weights, kv_block: (position * BLOCK) as u64, reserve }
     }
@@ -88,7 +87,7 @@ impl GpuNeeds {
         let Some(left) = memory.free.checked_sub(weights + reserve) else {
             return Err(format!(
                 "weights of {weights} bytes, and {reserve} for a step, do not fit into the {} bytes that the GPU has free; a \
-                 smaller --dtype (q8_0 or q4_0) takes less, and so does a smaller --max-sequences",
+                 smaller --dtype (q8_0 or q4_0) takes less",
                 memory.free
             ));
         };
@@ -100,9 +99,9 @@ impl GpuNeeds {
         }
         let room = usize::try_from(kv_memory.unwrap_or(left) / kv_block.max(1)).unwrap_or(usize::MAX);
         if room == 0 {
+            let what = if kv_memory.is_some() { "raise --kv-memory" } else { "use a smaller --dtype" };
             return Err(format!(
-                "no block of keys and values fits: {BLOCK} tokens take {kv_block} bytes; raise --kv-memory, or use a \
-                 smaller --dtype"
+                "no block of keys and values fits: {BLOCK} tokens take {kv_block} bytes; {what}"
             ));
         }
         Ok(room.min(wanted))

@@ -135,7 +135,7 @@ impl Model {
     }
 
     /// As [`Model::forward`], where of the pieces marked `greedy` (left out: of none) only the likeliest token of each wanted
-    /// position is of use: a GPU puts it into `chosen`, of equals the lowest, or `u32::MAX` where the logits are no
+    /// position is of use: a GPU (a CPU gives logits of all) puts it into `chosen`, of equals the lowest, or `u32::MAX` where the logits are no
     /// distribution, and only the other pieces' logits into `logits`.
     ///
     /// # Errors

@@ -22,6 +22,11 @@ impl Parameters {
         Self { vars: BTreeMap::new(), frozen: None, seed, std, device: device.clone() }
     }
 
+    /// Where they are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Holds a part fixed: parameters of it that are made from now on are outside of autograd, and not
     /// [trained](Parameters::trained).
     pub fn freeze(&mut self, part: &str) {

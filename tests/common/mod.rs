@@ -206,9 +206,9 @@ impl Forward for HashModel {
         Ok(())
     }
 
-    /// Where the number of its blocks is odd: so both ways are tried.
+    /// Unless it has a multiple of three blocks: so both ways are tried.
     fn chooses(&self) -> bool {
-        self.blocks() % 2 == 1
+        !self.blocks().is_multiple_of(3)
     }
 
     fn forward_choosing(
@@ -226,7 +226,7 @@ impl Forward for HashModel {
         for (row, greedy) in all.chunks_exact(VOCAB).zip(kinds) {
             if !greedy {
                 rows.extend_from_slice(row);
-            } else if row.iter().any(|x| x.is_nan()) {
+            } else if row.iter().any(|x| x.is_nan()) || !row.iter().any(|x| x.is_finite()) {
                 chosen.push(NO_TOKEN);
             } else {
                 chosen.push((0..VOCAB).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32);

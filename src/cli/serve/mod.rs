@@ -72,7 +72,7 @@ pub struct Args {
     max_sequences: usize,
     /// Memory for keys and values, as 2GiB, taken at the start: sequences share it in blocks of 16 tokens as they grow, and when it runs out the
     /// youngest waits and is computed again [default: 1 GiB, or what a sequence of the whole
-    /// context needs if that is more, but at most a quarter of the machine's]
+    /// context needs if that is more, but at most a quarter of the machine's; on a GPU all that is left, up to --max-sequences whole contexts]
     #[arg(long, value_name = "SIZE", env = "SCONE_KV_MEMORY", value_parser = parse_bytes)]
     kv_memory: Option<u64>,
     #[command(flatten)]

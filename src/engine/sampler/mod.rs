@@ -70,7 +70,7 @@ impl Sampler {
         Self { sampling, edits, random, peaks, by_size, sums, candidates, boundary }
     }
 
-    /// Whether the next token is the one of the largest logit, whatever the logits are.
+    /// Whether the next token is the one of the largest logit, whatever the logits are, unless some are banned.
     pub fn is_greedy(&self) -> bool {
         let Sampling { temperature, top_k, .. } = self.sampling;
         (temperature == 0.0 || top_k == 1) && self.edits.is_none()

@@ -145,6 +145,10 @@ impl Gpu for Emulator {
         Ok(())
     }
 
+    fn wait(&self) -> Result<(), GpuError> {
+        Ok(())
+    }
+
     fn download(&self, from: Slice<'_>, to: &mut [u8]) -> Result<(), GpuError> {
         if to.len() != from.bytes() {
             return Err(GpuError::operands("download", format!("{} bytes into {}", from.bytes(), to.len())));

@@ -90,6 +90,31 @@ __device__ inline u32 rows_there(const Tile &tile, u32 rows) {
     return rest < rows ? rest : rows;
 }
 
+// The running softmax of a row of queries, which four neighbouring threads share.
+struct TileSoftmax {
+    float max = -INFINITY, total = 0;
+
+    // Turns the row's scores of a tile of keys, of which it sees the first `seen`, into weights, and makes what was summed up so
+    // far smaller where a larger score has come.
+    template <class T>
+    __device__ void see(const float *scores, T *weights, float *sums, u32 keys, u32 padded, u32 seen, float scale) {
+        u32 part = threadIdx.x % 4;
+        float largest = max;
+        for (u32 j = part; j < seen; j += 4) largest = fmaxf(largest, scores[j] * scale);
+        for (u32 lane = 1; lane < 4; lane *= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, lane));
+        float old = __expf(max - largest), sum = 0;
+        for (u32 j = part; j < keys; j += 4) {
+            float weight = j < seen ? __expf(scores[j] * scale - largest) : 0;
+            weights[j] = from_float<T>(weight);
+            sum += weight;
+        }
+        for (u32 lane = 1; lane < 4; lane *= 2) sum += __shfl_xor_sync(ALL, sum, lane);
+        total = total * old + sum;
+        max = largest;
+        for (u32 i = part; i < padded; i += 4) sums[i] *= old;
+    }
+};
+
 // A block of 4 threads a row: a tile of queries of one head. `lse` [heads, tokens] gets the logarithm of each row's sum of
 // exponentials, unless it is null.
 template <class T>
@@ -111,7 +136,7 @@ __device__ void attention(const T *q, const T *k, const T *v, T *out, float *lse
     for (u32 i = threadIdx.x; i < rows * sum_row; i += blockDim.x) sums[i] = 0;
 
     u32 row = threadIdx.x / 4, part = threadIdx.x % 4;
-    float max = -INFINITY, total = 0;
+    TileSoftmax softmax;
     for (u32 number = 0; number <= tile.number; number++) {
         u32 rest = rows_there({tile.first, tile.length, number}, rows);
         __syncthreads();
@@ -121,27 +146,15 @@ __device__ void attention(const T *q, const T *k, const T *v, T *out, float *lse
         Product<T>::template of<false, true>(qs, operand, ks, operand, scores, scores_row, rows, rows, padded, false);
         __syncthreads();
         u32 seen = number == tile.number ? row + 1 : rows;
-        float largest = max;
-        for (u32 j = part; j < seen; j += 4) largest = fmaxf(largest, scores[row * scores_row + j] * s.scale);
-        for (u32 lane = 1; lane < 4; lane *= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, lane));
-        float old = __expf(max - largest), sum = 0;
-        for (u32 j = part; j < rows; j += 4) {
-            float weight = j < seen ? __expf(scores[row * scores_row + j] * s.scale - largest) : 0;
-            weights[row * weights_row + j] = from_float<T>(weight);
-            sum += weight;
-        }
-        for (u32 lane = 1; lane < 4; lane *= 2) sum += __shfl_xor_sync(ALL, sum, lane);
-        total = total * old + sum;
-        max = largest;
-        for (u32 i = part; i < padded; i += 4) sums[row * sum_row + i] *= old;
+        softmax.see(scores + row * scores_row, weights + row * weights_row, sums + row * sum_row, rows, padded, seen, s.scale);
         __syncthreads();
         Product<T>::template of<false, false>(weights, weights_row, vs, operand, sums, sum_row, rows, padded, rows, true);
     }
     __syncthreads();
     if (row >= there) return;
     for (u32 i = part; i < s.head; i += 4)
-        out[(from + row) * width + h * s.head + i] = from_float<T>(sums[row * sum_row + i] / total);
-    if (lse && part == 0) lse[(u64)h * s.tokens + from + row] = max + logf(total);
+        out[(from + row) * width + h * s.head + i] = from_float<T>(sums[row * sum_row + i] / softmax.total);
+    if (lse && part == 0) lse[(u64)h * s.tokens + from + row] = softmax.max + logf(softmax.total);
 }
 
 // delta[h, token] = the product of what came out and its gradient; a warp a token and head.

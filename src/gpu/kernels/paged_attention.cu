@@ -142,8 +142,8 @@ __device__ void paged_tiles(
     load_tile(qs, operand, qkv + (u64)first * stride + h * s.head, stride, rows, count, s.head, padded);
     for (u32 i = threadIdx.x; i < rows * sum_row; i += blockDim.x) sums[i] = 0;
 
-    u32 row = threadIdx.x / 4, part = threadIdx.x % 4;
-    float max = -INFINITY, total = 0;
+    u32 row = threadIdx.x / 4;
+    TileSoftmax softmax;
     for (u32 begin = 0; begin < end; begin += rows) {
         u32 rest = end - begin < rows ? end - begin : rows;
         __syncthreads();
@@ -155,26 +155,14 @@ __device__ void paged_tiles(
         // A row beyond the queries sees what the last one does; its result is thrown away.
         u32 position = past + (row < count ? row : count - 1);
         u32 seen = position < begin ? 0 : position - begin + 1 < rows ? position - begin + 1 : rows;
-        float largest = max;
-        for (u32 j = part; j < seen; j += 4) largest = fmaxf(largest, scores[row * scores_row + j] * s.scale);
-        for (u32 lane = 1; lane < 4; lane *= 2) largest = fmaxf(largest, __shfl_xor_sync(ALL, largest, lane));
-        float old = __expf(max - largest), sum = 0;
-        for (u32 j = part; j < rows; j += 4) {
-            float weight = j < seen ? __expf(scores[row * scores_row + j] * s.scale - largest) : 0;
-            weights[row * weights_row + j] = from_float<T>(weight);
-            sum += weight;
-        }
-        for (u32 lane = 1; lane < 4; lane *= 2) sum += __shfl_xor_sync(ALL, sum, lane);
-        total = total * old + sum;
-        max = largest;
-        for (u32 i = part; i < padded; i += 4) sums[row * sum_row + i] *= old;
+        softmax.see(scores + row * scores_row, weights + row * weights_row, sums + row * sum_row, rows, padded, seen, s.scale);
         __syncthreads();
         Product<T>::template of<false, false>(weights, weights_row, vs, operand, sums, sum_row, rows, padded, rows, true);
     }
     __syncthreads();
     if (row >= count) return;
-    for (u32 i = part; i < s.head; i += 4)
-        out[(u64)(first + row) * s.heads * s.head + h * s.head + i] = from_float<T>(sums[row * sum_row + i] / total);
+    for (u32 i = threadIdx.x % 4; i < s.head; i += 4)
+        out[(u64)(first + row) * s.heads * s.head + h * s.head + i] = from_float<T>(sums[row * sum_row + i] / softmax.total);
 }
 
 #define FOR(T)                                                                                                          \

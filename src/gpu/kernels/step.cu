@@ -91,7 +91,7 @@ template <class T> __device__ void gated(const T *wide, T *x, u32 width, u64 n) 
     }
 }
 
-// The place of each row's largest number, the first of equals; none where one is not a number or all are -inf, as the
+// The place of each row's largest number, the first of equals; none where one is not a number or the largest not finite, as the
 // sampler on the CPU has it. A block a row.
 extern "C" KERNEL largest(const float *x, u32 *places, u32 n) {
     __shared__ float values[WARP];
@@ -127,7 +127,7 @@ extern "C" KERNEL largest(const float *x, u32 *places, u32 n) {
             best = values[i];
             place = at[i];
         }
-    places[blockIdx.x] = broken != 0 || best == -INFINITY ? 0xffffffffu : place;
+    places[blockIdx.x] = broken != 0 || fabsf(best) == INFINITY ? 0xffffffffu : place;
 }
 
 #define FOR(T)                                                                                                          \

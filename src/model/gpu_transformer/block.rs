@@ -37,12 +37,12 @@ impl Block {
         frequencies: Slice<'_>,
         [keys, values]: [Slice<'_>; 2],
         change: Slice<'_>,
-        bias: Slice<'_>,
         work: &Workspace,
     ) -> Result<(), GpuError> {
         let (rows, d) = (parts.rows, shape.width);
         let x = work.x.of(shape.kind).part(0, rows * d)?;
-        ops::add_norm(gpu, parts.residual, change, bias, self.attention_norm.of(Type::F32), x, shape.eps)?;
+        let none = Slice::none(Type::F32);
+        ops::add_norm(gpu, parts.residual, change, none, self.attention_norm.of(Type::F32), x, shape.eps)?;
         let qkv = work.wide.of(shape.kind).part(0, rows * shape.qkv())?;
         self.qkv.product(gpu, x, (qkv, shape.qkv()), rows, work)?;
         let turn = ops::Turn {
@@ -69,10 +69,10 @@ impl Block {
         shape: &Shape,
         parts: &Parts<'_>,
         work: &'a Workspace,
-    ) -> Result<(Slice<'a>, Slice<'a>), GpuError> {
+    ) -> Result<Slice<'a>, GpuError> {
         let change = work.change.of(Type::F32).part(0, parts.rows * shape.width)?;
         self.through(gpu, shape, parts.residual, change, work, parts.rows)?;
-        Ok((change, Slice::none(Type::F32)))
+        Ok(change)
     }
 
     /// As `feed_forward`, for the wanted rows alone: of the others nothing more is read.
@@ -82,13 +82,13 @@ impl Block {
         shape: &Shape,
         parts: &Parts<'a>,
         work: &Workspace,
-    ) -> Result<(Slice<'a>, Slice<'a>), GpuError> {
+    ) -> Result<Slice<'a>, GpuError> {
         let (d, none) = (shape.width, Slice::none(Type::F32));
         let change = work.change.of(Type::F32).part(0, parts.rows * d)?;
         ops::take_rows(gpu, (parts.residual, none), parts.wanted, parts.kept, d)?;
         ops::take_rows(gpu, (change, none), parts.wanted, parts.kept_change, d)?;
         self.through(gpu, shape, parts.kept, parts.kept_change, work, parts.wanted_rows)?;
-        Ok((parts.kept_change, none))
+        Ok(parts.kept_change)
     }
 
     fn through(

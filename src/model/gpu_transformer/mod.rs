@@ -117,9 +117,15 @@ impl GpuTransformer {
         blocks + self.tokens.of(Type::U8).len() + self.head.as_ref().map_or(0, Weight::bytes)
     }
 
-    /// Begins a step, which is timed.
-    pub(super) fn begin(&mut self) {
+    /// Begins a step, which is timed. Where nothing was wanted of the last one it is waited for now: it may still read what
+    /// was staged for it.
+    ///
+    /// # Errors
+    /// Where that has failed.
+    pub(super) fn begin(&mut self) -> Result<(), ModelError> {
+        self.gpu.wait()?;
         self.began = Instant::now();
+        Ok(())
     }
 
     /// How long the host was busy with the last step: until all was asked for.
@@ -231,15 +237,14 @@ impl GpuTransformer {
             shape.width,
         )?;
         let mut change = Slice::none(Type::F32);
-        let mut bias = Slice::none(Type::F32);
         for (i, (block, [keys, values])) in self.blocks.iter().zip(&self.cache.layers).enumerate() {
             let cache = [keys, values].map(|part| part.of(shape.kind));
-            block.attention(gpu, shape, &parts, self.frequencies.of(Type::F32), cache, change, bias, work)?;
+            block.attention(gpu, shape, &parts, self.frequencies.of(Type::F32), cache, change, work)?;
             let last = i + 1 == self.blocks.len();
             if last && plan.wanted == 0 {
                 return Ok(());
             }
-            (change, bias) = if last {
+            change = if last {
                 block.last_feed_forward(gpu, shape, &parts, work)?
             } else {
                 block.feed_forward(gpu, shape, &parts, work)?
@@ -247,7 +252,15 @@ impl GpuTransformer {
         }
         let rows = plan.wanted;
         let x = work.x.of(shape.kind).part(0, rows * shape.width)?;
-        ops::add_norm(gpu, parts.kept, change, bias, self.norm.of(Type::F32), x, shape.eps)?;
+        ops::add_norm(
+            gpu,
+            parts.kept,
+            change,
+            Slice::none(Type::F32),
+            self.norm.of(Type::F32),
+            x,
+            shape.eps,
+        )?;
         let found = work.logits.of(Type::F32).part(0, rows * shape.vocabulary)?;
         let logits = (found, shape.vocabulary);
         match &self.head {

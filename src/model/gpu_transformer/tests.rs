@@ -272,17 +272,18 @@ fn packed_weights_are_read_as_on_the_cpu() {
 fn the_largest_of_a_row_is_its_first() {
     let gpu = &*testing::gpus()[0];
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
-    let (rows, n) = (6, 1000);
+    let (rows, n) = (7, 1000);
     let mut x: Vec<f32> = (0..rows * n).map(|_| rng.random()).collect();
     for (row, place) in [(0, 999), (1, 0), (2, 300), (2, 301), (2, 17)] {
         x[row * n + place] = 2.0;
     }
     x[4 * n + 5] = f32::NAN;
-    x[5 * n..].fill(f32::NEG_INFINITY);
-    let (numbers, places) = (testing::numbers(gpu, &x, Type::F32), testing::indices(gpu, &[9; 6]));
+    x[5 * n..6 * n].fill(f32::NEG_INFINITY);
+    x[6 * n + 3] = f32::INFINITY;
+    let (numbers, places) = (testing::numbers(gpu, &x, Type::F32), testing::indices(gpu, &[9; 7]));
     ops::largest(gpu, numbers.of(Type::F32), places.of(Type::U32), n).unwrap();
-    let mut found = [0u32; 6];
+    let mut found = [0u32; 7];
     gpu.download(places.of(Type::U32), bytemuck::cast_slice_mut(&mut found)).unwrap();
     let last = (0..n).max_by(|&a, &b| x[3 * n + a].total_cmp(&x[3 * n + b])).unwrap() as u32;
-    assert_eq!(found, [999, 0, 17, last, u32::MAX, u32::MAX]);
+    assert_eq!(found, [999, 0, 17, last, u32::MAX, u32::MAX, u32::MAX]);
 }

@@ -70,6 +70,9 @@ struct Machine {
     cpu: Option<String>,
     /// The widest vectors that are computed with.
     simd: String,
+    /// The GPU that computes, if one does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    gpu: Option<String>,
     threads: usize,
     os: String,
 }
@@ -98,12 +101,18 @@ impl Environment {
     ///
     /// # Errors
     /// Where the file cannot be written.
-    pub(super) fn record(mut self, path: &Path, step: u64, processes: usize) -> Result<(), TrainError> {
+    pub(super) fn record(
+        mut self,
+        path: &Path,
+        step: u64,
+        processes: usize,
+        gpu: Option<String>,
+    ) -> Result<(), TrainError> {
         // A file that is not there, or not one of these, has nothing to go on with.
         let before: Option<Self> =
             std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         self.starts = before.map_or_else(Vec::new, |before| before.starts);
-        let machine = Machine::this();
+        let machine = Machine::this(gpu);
         let first = self.starts.iter().rfind(|start| start.step == 0 && step > 0);
         if let Some(first) = first.map(|first| first.machine.to_string())
             && first != machine.to_string()
@@ -121,8 +130,9 @@ impl Environment {
 }
 
 impl Machine {
-    fn this() -> Self {
+    fn this(gpu: Option<String>) -> Self {
         Self {
+            gpu,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: option_env!("SCONE_REVISION").map(str::to_owned),
             cpu: cpu(),
@@ -136,7 +146,10 @@ impl Machine {
 /// What may change a sum: not the system's release.
 impl std::fmt::Display for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { version, cpu, simd, threads, .. } = self;
+        let Self { version, cpu, simd, threads, gpu, .. } = self;
+        if let Some(gpu) = gpu {
+            return write!(f, "scone {version}, {gpu}");
+        }
         let cpu = cpu.as_deref().unwrap_or("an unnamed CPU");
         write!(f, "scone {version}, {threads} threads of {cpu} ({simd})")
     }

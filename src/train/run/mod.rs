@@ -29,6 +29,7 @@ use self::trainer::Trainer;
 use super::parallel::{Alone, Group, GroupError};
 use super::{AdamW, Corpora, HeldOut, JointModel, Parameters, RunConfig, TrainError, start};
 use crate::corpus::Dataset;
+use crate::model::gpu_name;
 
 pub(super) use checkpoint::State;
 pub use metrics::{CorpusProgress, Progress};
@@ -137,7 +138,8 @@ impl Run {
             directory.write_config(&trainer.state.config)?;
             let path = directory.path.join("environment.json");
             let processes = trainer.group.world_size();
-            Environment::new(corpora, dead.clone()).record(&path, trainer.state.step, processes)?;
+            let gpu = gpu_name(trainer.parameters.device());
+            Environment::new(corpora, dead.clone()).record(&path, trainer.state.step, processes, gpu)?;
         }
         trainer.follow()?;
         // From the first moment on there is something to resume, and initial weights to compare with.

@@ -83,9 +83,10 @@ impl Trainer {
                 batch.fall_back(fgram.fallback, self.config.seed ^ number);
             }
             let value = self.model.loss(&batch)?;
-            let store = (&value / train.accumulate as f64)?.backward()?;
+            let found = value.detach();
+            let store = (value / train.accumulate as f64)?.backward()?;
             // Not before: a GPU that is asked for a number is waited for.
-            *loss = f64::from(value.to_scalar::<f32>()?) / train.accumulate as f64;
+            *loss = f64::from(found.to_scalar::<f32>()?) / train.accumulate as f64;
             sums.push(self.gradients(&store)?, add_gradients)?;
         }
         let mut gradients = sums.finish(add_gradients)?.unwrap_or_default();
