@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::c_int;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use candle_core::CudaDevice;
@@ -16,8 +17,8 @@ use super::{Buffer, Gemm, Gpu, GpuError, Launch, Locked, Memory, Operand, Record
 /// Our kernels, as nvcc left them when the program was built.
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 
-/// Shared memory that a block gets without asking for more.
-const SHARED: u32 = 48 * 1024;
+/// Shared memory that a block gets without asking for more, less what a kernel may declare of it by itself.
+const SHARED: u32 = 47 * 1024;
 
 /// An NVIDIA GPU, on candle's stream of it: what candle does and what we do happen in one order.
 pub(crate) struct Cuda {
@@ -51,6 +52,7 @@ impl Cuda {
         use sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MOST;
         let most = stream.context().attribute(MOST).map_err(failed("asking for the shared memory"))?;
         let shared_memory = usize::try_from(most).unwrap_or_default();
+        keep_memory(&stream)?;
         let own = Arc::new(Self {
             blas: device.cublas_handle(),
             stream,
@@ -62,9 +64,15 @@ impl Cuda {
         Ok(own)
     }
 
+    /// Makes the GPU that of this thread, as calls that go past cudarc's own types need it.
+    fn bind(&self) -> Result<(), GpuError> {
+        self.stream.context().bind_to_thread().map_err(failed("binding the GPU"))
+    }
+
     /// A kernel, allowed so much shared memory.
     fn function(&self, kernel: &str, shared: u32) -> Result<CudaFunction, GpuError> {
         use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as ALLOWED;
+        self.bind()?;
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         let (function, allowed) = match functions.entry(kernel.to_owned()) {
             Entry::Occupied(entry) => entry.into_mut(),
@@ -79,6 +87,18 @@ impl Cuda {
         }
         Ok(function.clone())
     }
+}
+
+/// Memory that was given back stays with the program for what is asked for next: by default the driver returns it to the
+/// system each time it is waited for.
+fn keep_memory(stream: &CudaStream) -> Result<(), GpuError> {
+    use sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD as KEPT;
+    let mut most = u64::MAX;
+    // SAFETY: the device is that of a context that lives.
+    let pool = unsafe { result::device::get_default_mem_pool(stream.context().cu_device()) };
+    // SAFETY: the attribute is a number of 64 bits, which is copied.
+    pool.and_then(|pool| unsafe { result::mem_pool::set_attribute(pool, KEPT, (&raw mut most).cast()) })
+        .map_err(failed("the memory pool"))
 }
 
 /// Locked memory of the host.
@@ -133,7 +153,10 @@ impl Gpu for Cuda {
     fn alloc(&self, bytes: usize) -> Result<Buffer, GpuError> {
         // SAFETY: whoever takes memory of any contents writes it before it is read.
         let memory = unsafe { self.stream.alloc::<u8>(bytes.max(1)) };
-        let memory = memory.map_err(|_| GpuError::Memory { what: "a step".to_owned(), bytes })?;
+        let memory = memory.map_err(|error| match error.0 {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => GpuError::Memory { what: "a step".to_owned(), bytes },
+            _ => failed("memory")(error),
+        })?;
         Ok(Buffer::new(Box::new(memory), bytes))
     }
 
@@ -154,6 +177,7 @@ impl Gpu for Cuda {
     }
 
     unsafe fn gemm(&self, gemm: &Gemm<'_>) -> Result<(), GpuError> {
+        self.bind()?;
         let size = |size: usize| c_int::try_from(size).map_err(failed("a matrix product"));
         let [m, n, k] = gemm.sizes;
         let (alpha, beta) = (1f32, if gemm.adds { 1f32 } else { 0.0 });
@@ -199,6 +223,7 @@ impl Gpu for Cuda {
     }
 
     fn zero(&self, to: Slice<'_>) -> Result<(), GpuError> {
+        self.bind()?;
         // SAFETY: the slice is memory of this GPU that lives.
         unsafe { result::memset_d8_async(to.at(), 0, to.bytes(), self.stream.cu_stream()) }
             .map_err(failed("filling with zeros"))
@@ -208,6 +233,7 @@ impl Gpu for Cuda {
         if from.len() != to.bytes() {
             return Err(GpuError::operands("upload", format!("{} bytes into {}", from.len(), to.bytes())));
         }
+        self.bind()?;
         // SAFETY: the slice is memory of this GPU that lives. Of memory that is not pinned the driver has made a copy when
         // it returns.
         unsafe { result::memcpy_htod_async(to.at(), from, self.stream.cu_stream()) }
@@ -215,7 +241,7 @@ impl Gpu for Cuda {
     }
 
     fn staging(&self, bytes: usize) -> Result<Staging, GpuError> {
-        self.stream.context().bind_to_thread().map_err(failed("staging memory"))?;
+        self.bind()?;
         // SAFETY: it is freed once, by `Pinned`. Not from the driver's pools, which round up: exactly so many bytes.
         let memory = unsafe { result::malloc_host(bytes.max(1), 0) }.map_err(failed("staging memory"))?;
         // SAFETY: so many bytes are there.
@@ -232,10 +258,10 @@ impl Gpu for Cuda {
         use sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as MODE;
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         self.stream.begin_capture(MODE).map_err(failed("recording a step"))?;
-        let result = work();
         // Ended in any case, or the stream would be lost.
+        let result = catch_unwind(AssertUnwindSafe(work));
         let graph = self.stream.end_capture(flags).map_err(failed("recording a step"));
-        result?;
+        result.unwrap_or_else(|panic| resume_unwind(panic))?;
         match graph? {
             Some(graph) => Ok(Box::new(Graph(graph))),
             None => {
@@ -252,6 +278,7 @@ impl Gpu for Cuda {
         if to.len() != from.bytes() {
             return Err(GpuError::operands("download", format!("{} bytes into {}", from.bytes(), to.len())));
         }
+        self.bind()?;
         // SAFETY: the slice is memory of this GPU that lives; `to` is not touched before the copy is done.
         unsafe { result::memcpy_dtoh_async(to, from.at(), self.stream.cu_stream()) }
             .map_err(failed("a download"))?;

@@ -47,7 +47,8 @@ impl Display for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// Opens it. `local` is the number of the GPU where none is said: that of this process among those of its machine.
+    /// Opens it. `local` is the number of the GPU where none is said: that of this process among those of its machine, or 0
+    /// where it sees a single one.
     ///
     /// # Errors
     /// Where there is no such GPU, or this program can use none.
@@ -55,16 +56,26 @@ impl DeviceChoice {
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
-            Self::Auto => Ok(gpu(local).unwrap_or_else(|why| {
+            Self::Auto => Ok(gpu(among_visible(local)).unwrap_or_else(|why| {
                 tracing::warn!("no GPU is used, but the CPU: {why}");
                 Device::Cpu
             })),
-            Self::Cuda(number) => gpu(number.unwrap_or(local)).map_err(|why| ModelError::Device {
-                device: Self::Cuda(Some(number.unwrap_or(local))).to_string(),
-                why,
-            }),
+            Self::Cuda(number) => {
+                let number = number.unwrap_or_else(|| among_visible(local));
+                gpu(number)
+                    .map_err(|why| ModelError::Device { device: Self::Cuda(Some(number)).to_string(), why })
+            }
         }
     }
+}
+
+/// A launcher may show each process its own GPU alone, which then is number 0.
+fn among_visible(local: usize) -> usize {
+    #[cfg(feature = "cuda")]
+    if candle_core::cuda_backend::cudarc::driver::CudaContext::device_count().is_ok_and(|count| count == 1) {
+        return 0;
+    }
+    local
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -10,10 +10,19 @@ const SIZES: [usize; 13] = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256];
 /// Steps that were recorded, by size and by how many chunks of positions they see.
 #[derive(Default)]
 pub(super) struct Graphs {
-    /// None where one was asked for once.
-    steps: HashMap<(usize, usize), Option<Box<dyn Recorded>>>,
+    steps: HashMap<(usize, usize), Step>,
     /// The workspace that they read and write.
     generation: u64,
+}
+
+/// A step that was asked for.
+enum Step {
+    /// Once.
+    Once,
+    /// It could not be recorded.
+    Refused,
+    /// It was recorded.
+    Recorded(Box<dyn Recorded>),
 }
 
 /// What there is of a step.
@@ -24,6 +33,8 @@ pub(super) enum Found<'a> {
     Again,
     /// It was never asked for.
     New,
+    /// It cannot be recorded.
+    Never,
 }
 
 impl Graphs {
@@ -41,24 +52,25 @@ impl Graphs {
         }
         match self.steps.entry(key) {
             Entry::Vacant(entry) => {
-                entry.insert(None);
+                entry.insert(Step::Once);
                 Found::New
             }
             Entry::Occupied(entry) => match entry.into_mut() {
-                Some(step) => Found::Recorded(&**step),
-                None => Found::Again,
+                Step::Recorded(step) => Found::Recorded(&**step),
+                Step::Refused => Found::Never,
+                Step::Once => Found::Again,
             },
         }
     }
 
-    /// Keeps a step that was recorded.
-    pub(super) fn keep(&mut self, key: (usize, usize), step: Box<dyn Recorded>) {
-        self.steps.insert(key, Some(step));
+    /// Keeps a step that was recorded, or that it could not be.
+    pub(super) fn keep(&mut self, key: (usize, usize), step: Option<Box<dyn Recorded>>) {
+        self.steps.insert(key, step.map_or(Step::Refused, Step::Recorded));
     }
 
     /// How many are recorded.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.steps.values().flatten().count()
+        self.steps.values().filter(|step| matches!(step, Step::Recorded(_))).count()
     }
 }

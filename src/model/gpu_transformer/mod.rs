@@ -213,14 +213,21 @@ impl GpuTransformer {
         match self.graphs.find(key, generation) {
             // SAFETY: the workspace is the one that it was recorded with, as its generation says; weights and cache stay.
             graphs::Found::Recorded(step) => unsafe { step.replay() },
-            graphs::Found::New => self.ask(plan),
-            graphs::Found::Again => {
-                let step = self.gpu.record(&mut || self.ask(plan))?;
-                // SAFETY: as above.
-                unsafe { step.replay()? };
-                self.graphs.keep(key, step);
-                Ok(())
-            }
+            graphs::Found::New | graphs::Found::Never => self.ask(plan),
+            graphs::Found::Again => match self.gpu.record(&mut || self.ask(plan)) {
+                Ok(step) => {
+                    // SAFETY: as above.
+                    unsafe { step.replay()? };
+                    self.graphs.keep(key, Some(step));
+                    Ok(())
+                }
+                // Perhaps there is no memory for it: asked for piece by piece it still works.
+                Err(error) => {
+                    tracing::warn!("a step of {} rows is not recorded: {error}", key.0);
+                    self.graphs.keep(key, None);
+                    self.ask(plan)
+                }
+            },
         }
     }
 

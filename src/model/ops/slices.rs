@@ -45,7 +45,7 @@ pub(super) struct Elements {
 pub(super) fn elements(tensor: &Tensor) -> Result<Elements> {
     let tensor = tensor.detach().contiguous()?;
     if !tensor.device().is_cpu() {
-        bail!("training runs on the CPU only so far");
+        bail!("this op has no kernel for the device");
     }
     Ok(Elements { tensor })
 }
