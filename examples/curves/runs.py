@@ -1,6 +1,6 @@
 """The runs of the grid: writes a TOML file for each into a directory, and a list of their names, the most telling first.
 
-    python3 examples/curves/runs.py DATA DIRECTORY [--steps 1500]
+    python3 examples/curves/runs.py DATA DIRECTORY [--steps 1500] [--precision bf16]
 
 DATA holds what prepare.sh made: a tagged copy of the dataset and a set for each K and size (k5-100k, k5-1m, ...).
 """
@@ -21,7 +21,7 @@ FGRAM = {"S": (72, 216, 1), "M": (128, 384, 1), "L": (256, 768, 1)}
 SEEDS = (1, 2, 3)
 
 
-def toml(data, steps, seed, shape, fgrams=None, size="M", long=False):
+def toml(data, steps, precision, seed, shape, fgrams=None, size="M", long=False):
     hidden, intermediate, layers, heads, kv_heads = SHAPES[shape]
     # Twice the tokens, with a fifth instead of a tenth of the updates for warming up.
     every, steps = steps // 10, 2 * steps if long else steps
@@ -45,7 +45,7 @@ steps = {steps}
 batch = 16
 learning_rate = 12e-3
 warmup_steps = {warmup}
-
+{precision}
 [validation]
 every = {every}
 tokens = 200000
@@ -97,12 +97,14 @@ def main():
     parser.add_argument("data", type=pathlib.Path)
     parser.add_argument("directory", type=pathlib.Path)
     parser.add_argument("--steps", type=int, default=1500, help="updates of 4,096 tokens")
+    parser.add_argument("--precision", choices=("f32", "bf16"), help="bf16 is for GPUs: SCONE_DEVICE=cuda:0 run.sh ...")
     arguments = parser.parse_args()
+    precision = f'precision = "{arguments.precision}"\n' if arguments.precision else ""
     arguments.directory.mkdir(parents=True, exist_ok=True)
     names = []
     for name, *run in runs():
         seed, shape, fgrams, size, *long = run
-        text = toml(arguments.data.resolve(), arguments.steps, seed, shape, fgrams, size, bool(long))
+        text = toml(arguments.data.resolve(), arguments.steps, precision, seed, shape, fgrams, size, bool(long))
         (arguments.directory / f"{name}.toml").write_text(text)
         names.append(name)
     (arguments.directory / "names").write_text("\n".join(names) + "\n")
