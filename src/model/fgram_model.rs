@@ -129,13 +129,32 @@ impl FgramModel {
         self.decoder.set_precision(precision);
     }
 
-    /// The embeddings `[f-grams, d]` of f-grams, in f32, given the token embedding `T` `[vocabulary, d]`. Differentiable in
-    /// `T` as well, unless the weights are fixed: then what f-grams share at their beginnings is computed once.
+    /// Its token embedding `[vocabulary, width]`, if it has its own.
+    pub fn token_embedding(&self) -> Option<&Tensor> {
+        self.embedding.as_ref()
+    }
+
+    /// The embeddings `[f-grams, d]` of f-grams, in f32, given the main model's token embedding `T` `[vocabulary, d]`.
+    /// Differentiable in `T` as well, unless the weights are fixed: then what f-grams share at their beginnings is computed
+    /// once.
     ///
     /// # Errors
     /// Where a token is beyond `T`.
     pub fn embed(&self, token_embedding: &Tensor, grams: &Grams) -> candle_core::Result<Tensor> {
-        let tokens = self.embedding.as_ref().unwrap_or(token_embedding);
+        self.embed_with(token_embedding, self.embedding.as_ref().unwrap_or(token_embedding), grams)
+    }
+
+    /// As [`FgramModel::embed`] with `tokens` in place of the embedding that it reads. Of both a part of the rows may be
+    /// given, the same ones, where f-grams are made of the numbers of these rows.
+    ///
+    /// # Errors
+    /// Where a token is beyond either.
+    pub fn embed_with(
+        &self,
+        token_embedding: &Tensor,
+        tokens: &Tensor,
+        grams: &Grams,
+    ) -> candle_core::Result<Tensor> {
         let h = if self.fixed {
             let (tree, ids, ends) = grams.tree();
             let x = take_rows(tokens, &Arc::new(ids))?;

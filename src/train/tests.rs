@@ -1,5 +1,6 @@
 //! Gradients of the whole joint model: that every parameter has one, and that it is right.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -67,6 +68,12 @@ fn model_on(config: &RunConfig, device: &Device) -> (JointModel, Parameters) {
     (model, parameters)
 }
 
+/// The gradient of every parameter that is trained, with its zeros.
+fn gradients(model: &JointModel, parameters: &Parameters) -> BTreeMap<String, Tensor> {
+    let (_, gradients) = model.gradients(&batch(), parameters, 1.0).unwrap();
+    gradients.iter().map(|(name, gradient)| (name.clone(), gradient.whole().unwrap())).collect()
+}
+
 fn loss(model: &JointModel, batch: &Batch) -> f64 {
     f64::from(model.loss(batch).unwrap().to_scalar::<f32>().unwrap())
 }
@@ -92,11 +99,11 @@ fn every_parameter_receives_its_gradient() {
     for config in kinds() {
         let (model, parameters) = model(&config);
         let batch = batch();
-        let gradients = model.loss(&batch).unwrap().backward().unwrap();
+        let gradients = gradients(&model, &parameters);
         let fgrams = parameters.iter().any(|(name, _)| name.starts_with("fgram/"));
         assert_eq!(fgrams, config.fgram.is_some());
         for (name, var) in parameters.iter() {
-            let gradient = gradients.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let gradient = &gradients[name];
             let norm = gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
             assert!(norm > 1e-4, "the gradient of {name} is {norm}");
             let before = var.as_tensor().copy().unwrap();
@@ -117,20 +124,38 @@ fn every_parameter_receives_its_gradient() {
     }
 }
 
+/// What a batch reads of a table instead of the table gives the same loss and, but for the order of sums, the same gradients;
+/// and those of tables that are read only are of few rows.
+#[test]
+fn gradients_of_the_rows_that_are_read_are_those_of_the_whole_tables() {
+    for config in kinds() {
+        let (model, parameters) = model(&config);
+        let expected = model.loss(&batch()).unwrap();
+        let store = expected.backward().unwrap();
+        let (loss, gradients) = model.gradients(&batch(), &parameters, 0.5).unwrap();
+        assert_eq!(loss.to_scalar::<f32>().unwrap(), expected.to_scalar::<f32>().unwrap());
+        for (name, var) in parameters.iter() {
+            let ours = values(&gradients[name].whole().unwrap());
+            let expected = values(&(store.get(var).unwrap() * 0.5).unwrap());
+            let apart = difference(&ours, &expected);
+            assert!(apart < 1e-5, "the gradient of {name} is off by {apart}");
+            // The main model's table is its head as well.
+            let sparse = matches!(&gradients[name], Gradient::Rows(rows) if rows.iter().count() <= 8);
+            assert_eq!(sparse, name == "fgram/model.embed_tokens.weight", "{name}");
+        }
+    }
+}
+
 #[test]
 fn recomputing_blocks_changes_no_bit_of_a_gradient() {
     for mut config in kinds() {
         let [direct, again] = [false, true].map(|recompute| {
             config.train.recompute = recompute;
             let (model, parameters) = model(&config);
-            let loss = model.loss(&batch()).unwrap();
-            let nodes = loss.sorted_nodes().len();
-            let gradients = loss.backward().unwrap();
-            let bits = |var: &candle_core::Var| {
-                let gradient = gradients.get(var).unwrap().flatten_all().unwrap();
-                gradient.to_vec1::<f32>().unwrap().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
-            };
-            (nodes, parameters.iter().map(|(name, var)| (name.to_owned(), bits(var))).collect::<Vec<_>>())
+            let nodes = model.loss(&batch()).unwrap().sorted_nodes().len();
+            let bits = |gradient: &Tensor| values(gradient).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let gradients = gradients(&model, &parameters);
+            (nodes, gradients.iter().map(|(name, own)| (name.to_owned(), bits(own))).collect::<Vec<_>>())
         });
         assert!(again.0 < direct.0, "the graph has {} nodes instead of {}", again.0, direct.0);
         assert!(direct.1.iter().all(|(_, bits)| bits.iter().any(|&bits| bits != 0)));
@@ -287,7 +312,8 @@ fn adamw_equals_the_textbook() {
     for step in 1..=20u64 {
         let g: Vec<f64> = (0..4).map(|i| ((step * 7 + i * 3) % 11) as f64 / 5.0 - 1.0).collect();
         let gradient = Tensor::new(g.iter().map(|&g| g as f32).collect::<Vec<_>>(), &Device::Cpu).unwrap();
-        optimizer.update("w", &var, &gradient.reshape((2, 2)).unwrap(), step, 0.01, 0.5).unwrap();
+        let gradient = Gradient::Whole(gradient.reshape((2, 2)).unwrap());
+        optimizer.update("w", &var, &gradient, step, 0.01, 0.5).unwrap();
         for i in 0..4 {
             let g = 0.5 * g[i];
             m[i] = config.beta1 * m[i] + (1.0 - config.beta1) * g;
@@ -324,20 +350,18 @@ fn an_update_on_a_gpu_is_that_of_the_cpu() {
             config.train.recompute = i % 2 == 1;
             let update = |config: &RunConfig, device: &Device| {
                 let (model, parameters) = model_on(config, device);
-                let loss = model.loss(&batch()).unwrap();
-                let store = (&loss / 2.0).unwrap().backward().unwrap();
-                let gradient = |var: &candle_core::Var| store.get(var).unwrap().clone();
-                let gradients: Vec<_> = parameters.iter().map(|(_, var)| gradient(var)).collect();
-                let squares = square_sums(&gradients.iter().collect::<Vec<_>>()).unwrap();
+                let (loss, gradients) = model.gradients(&batch(), &parameters, 0.5).unwrap();
+                let squares = square_sums(gradients.values()).unwrap();
                 let mut optimizer = AdamW::new(&config.train);
                 for step in 1..=2 {
-                    for ((name, var), gradient) in parameters.iter().zip(&gradients) {
+                    for ((name, var), gradient) in parameters.iter().zip(gradients.values()) {
                         optimizer.update(name, var, gradient, step, 0.01, 0.5).unwrap();
                     }
                 }
                 let weights: Vec<_> =
                     parameters.iter().map(|(name, var)| (name.to_owned(), values(var))).collect();
-                let gradients: Vec<_> = gradients.iter().map(values).collect();
+                let gradients: Vec<_> =
+                    gradients.values().map(|gradient| values(&gradient.whole().unwrap())).collect();
                 (loss.to_scalar::<f32>().unwrap(), gradients, squares, weights)
             };
             let on_cpu = update(&config, &Device::Cpu);

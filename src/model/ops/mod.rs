@@ -36,3 +36,14 @@ pub use swiglu::swiglu;
 pub use tree_attention::tree_attention;
 
 pub(crate) use slices::contiguous_mut;
+
+/// Whether tensors of a device are a GPU's.
+///
+/// # Errors
+/// Where the GPU is lost.
+pub(crate) fn is_gpu(device: &candle_core::Device) -> candle_core::Result<bool> {
+    #[cfg(any(feature = "cuda", test))]
+    return Ok(gpu::gpu_of(device)?.is_some());
+    #[cfg(not(any(feature = "cuda", test)))]
+    Ok(!device.is_cpu())
+}

@@ -1,30 +1,30 @@
 //! Gradients, parameters and moments, as the values that a [`Group`] carries.
 
-use std::collections::BTreeMap;
-
 use candle_core::Tensor;
 
 use super::Group;
 use crate::train::update::Moments;
-use crate::train::{AdamW, Parameters, TrainError};
+use crate::train::{AdamW, Gradient, Gradients, Parameters, TrainError};
 
 /// Adds up the gradients of all processes, all in one message.
 pub(in crate::train) fn sum_gradients(
     group: &mut dyn Group,
-    gradients: &mut BTreeMap<String, Tensor>,
+    gradients: &mut Gradients,
 ) -> Result<(), TrainError> {
     if group.is_alone() {
         return Ok(());
     }
-    let mut values = Vec::with_capacity(gradients.values().map(Tensor::elem_count).sum());
+    let (mut values, mut wholes) = (Vec::new(), Vec::with_capacity(gradients.len()));
     for gradient in gradients.values() {
-        values.extend(gradient.flatten_all()?.to_vec1::<f32>()?);
+        let whole = gradient.whole()?;
+        values.extend(whole.flatten_all()?.to_vec1::<f32>()?);
+        wholes.push(whole);
     }
     group.sum(&mut values)?;
     let mut rest = values.as_slice();
-    for gradient in gradients.values_mut() {
-        let (own, after) = rest.split_at(gradient.elem_count());
-        *gradient = Tensor::from_slice(own, gradient.shape(), gradient.device())?;
+    for (gradient, whole) in gradients.values_mut().zip(wholes) {
+        let (own, after) = rest.split_at(whole.elem_count());
+        *gradient = Gradient::Whole(Tensor::from_slice(own, whole.shape(), whole.device())?);
         rest = after;
     }
     Ok(())

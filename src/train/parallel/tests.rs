@@ -7,11 +7,11 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::Barrier;
 use std::time::Duration;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::*;
 use crate::train::update::Moments;
-use crate::train::{AdamW, OptimizerConfig, Parameters};
+use crate::train::{AdamW, Gradient, Gradients, OptimizerConfig, Parameters, RowGradient};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -195,16 +195,20 @@ fn all_begin_with_the_weights_and_moments_of_rank_0() {
         let before = checksum(&parameters).unwrap();
         assert!(mesh.agree("weights", before).is_err());
         share_parameters(&mut mesh, &parameters, &mut optimizer).unwrap();
-        let mut gradients = [("b".to_owned(), 4), ("a".to_owned(), 2)]
-            .map(|(name, n)| {
-                (
-                    name,
-                    Tensor::new(vec![n as f32 + mesh.rank() as f32; n], &candle_core::Device::Cpu).unwrap(),
-                )
-            })
-            .into();
+        let rank = mesh.rank() as f32;
+        let whole = |n| Tensor::new(vec![n as f32 + rank; n], &Device::Cpu).unwrap();
+        // Of a table of four rows each process has read others.
+        let (table, rows) =
+            (Tensor::zeros((4, 1), DType::F32, &Device::Cpu).unwrap(), vec![1, 2 + rank as u32]);
+        let rows = RowGradient::new(rows, &whole(2).reshape((2, 1)).unwrap(), &table).unwrap();
+        let mut gradients = Gradients::from([
+            ("b".to_owned(), Gradient::Whole(whole(4))),
+            ("a".to_owned(), Gradient::Whole(whole(2))),
+            ("c".to_owned(), Gradient::Rows(rows)),
+        ]);
         sum_gradients(&mut mesh, &mut gradients).unwrap();
-        let gradients: Vec<_> = gradients.values().map(|sum| sum.to_vec1::<f32>().unwrap()).collect();
+        let numbers = |sum: &Gradient| sum.whole().unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let gradients: Vec<_> = gradients.values().map(numbers).collect();
         let moments = optimizer.moments.iter();
         let moments: BTreeMap<_, _> =
             moments.map(|(name, own)| (name.clone(), own.values().unwrap())).collect();
@@ -214,5 +218,5 @@ fn all_begin_with_the_weights_and_moments_of_rank_0() {
     assert_eq!((weights, moments, gradients), (&other.0, &other.1, &other.2));
     assert_eq!(weights, before);
     assert_eq!(moments["main/w.weight"], (vec![1.5; 210], vec![0.25; 210]));
-    assert_eq!(gradients, &[vec![5.0; 2], vec![9.0; 4]]);
+    assert_eq!(gradients, &[vec![5.0; 2], vec![9.0; 4], vec![0.0, 5.0, 2.0, 3.0]]);
 }

@@ -1,13 +1,11 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use candle_core::Tensor;
-use candle_core::backprop::GradStore;
-
 use super::{CorpusProgress, Progress, State};
 use crate::train::parallel::{Alone, Group, GroupError, Pairwise, sum_gradients};
 use crate::train::{
-    AdamW, Batch, Batches, HeldOut, JointModel, Parameters, RunConfig, TrainError, learning_rate, square_sums,
+    AdamW, Batch, Batches, Gradients, HeldOut, JointModel, Parameters, RunConfig, TrainError, add_gradients,
+    learning_rate, square_sums,
 };
 
 /// What changes from step to step, apart from the data that it reads.
@@ -82,12 +80,11 @@ impl Trainer {
             if let Some(fgram) = self.config.fgram.as_ref().filter(|fgram| fgram.fallback > 0.0) {
                 batch.fall_back(fgram.fallback, self.config.seed ^ number);
             }
-            let value = self.model.loss(&batch)?;
-            let found = value.detach();
-            let store = (value / train.accumulate as f64)?.backward()?;
+            let (found, gradients) =
+                self.model.gradients(&batch, &self.parameters, 1.0 / train.accumulate as f64)?;
             // Not before: a GPU that is asked for a number is waited for.
             *loss = f64::from(found.to_scalar::<f32>()?) / train.accumulate as f64;
-            sums.push(self.gradients(&store)?, add_gradients)?;
+            sums.push(gradients, add_gradients)?;
         }
         let mut gradients = sums.finish(add_gradients)?.unwrap_or_default();
         self.group.sum_f64(&mut losses)?;
@@ -115,28 +112,8 @@ impl Trainer {
         })
     }
 
-    /// A backward pass's gradients by name. Every parameter that is trained must have one.
-    fn gradients(&self, store: &GradStore) -> Result<BTreeMap<String, Tensor>, TrainError> {
-        let mut gradients = BTreeMap::new();
-        for (name, var) in self.parameters.trained() {
-            let gradient = match store.get(var) {
-                Some(gradient) => gradient.clone(),
-                // A batch in which no f-gram occurs says nothing about the f-gram model.
-                None if name.starts_with("fgram/") => var.zeros_like()?,
-                None => return Err(TrainError::NoGradient(name.to_owned())),
-            };
-            gradients.insert(name.to_owned(), gradient);
-        }
-        Ok(gradients)
-    }
-
     /// The norm of all gradients, in the order of the parameters' names; refuses what is not finite.
-    fn gradient_norm(
-        &self,
-        gradients: &BTreeMap<String, Tensor>,
-        loss: f64,
-        step: u64,
-    ) -> Result<f64, TrainError> {
+    fn gradient_norm(&self, gradients: &Gradients, loss: f64, step: u64) -> Result<f64, TrainError> {
         if !loss.is_finite() {
             // The parameter that broke first is the one to name, if there is one.
             let broken = self.parameters.iter().find(|(_, var)| {
@@ -149,7 +126,7 @@ impl Trainer {
             return Err(self.diverged(step, &broken));
         }
         let mut sum = 0f64;
-        let squares = square_sums(&gradients.values().collect::<Vec<_>>())?;
+        let squares = square_sums(gradients.values())?;
         for (name, square) in gradients.keys().zip(squares) {
             if !square.is_finite() {
                 return Err(self.diverged(step, &format!("the gradient of {name}")));
@@ -216,15 +193,4 @@ impl Trainer {
     pub(super) fn leads(&self) -> bool {
         self.group.rank() == 0
     }
-}
-
-/// Adds gradients to those of the same parameters.
-fn add_gradients(
-    mut sum: BTreeMap<String, Tensor>,
-    gradients: BTreeMap<String, Tensor>,
-) -> candle_core::Result<BTreeMap<String, Tensor>> {
-    for (sum, gradient) in sum.values_mut().zip(gradients.into_values()) {
-        *sum = (&*sum + gradient)?;
-    }
-    Ok(sum)
 }

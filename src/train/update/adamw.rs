@@ -1,14 +1,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp2, Layout, Result, Var, bail};
 use rayon::prelude::*;
 
 use super::Moments;
 use crate::model::ops::contiguous_mut;
 #[cfg(any(feature = "cuda", test))]
 use crate::model::ops::gpu::gpu_of;
-use crate::train::OptimizerConfig;
+use crate::train::{Gradient, OptimizerConfig, RowGradient};
 
 /// Elements a task handles.
 const CHUNK: usize = 32 * 1024;
@@ -34,7 +34,7 @@ impl AdamW {
         &mut self,
         name: &str,
         var: &Var,
-        gradient: &Tensor,
+        gradient: &Gradient,
         step: u64,
         rate: f64,
         scale: f64,
@@ -60,14 +60,17 @@ impl AdamW {
         match moments {
             Moments::Host(m, v) => {
                 let update = Update { moments: Mutex::new((m, v)), numbers };
-                var.as_tensor().inplace_op2(&gradient.contiguous()?, &update)
+                match gradient {
+                    Gradient::Whole(whole) => var.as_tensor().inplace_op2(&whole.contiguous()?, &update),
+                    Gradient::Rows(rows) => var.as_tensor().inplace_op1(&RowUpdate { rows, update }),
+                }
             }
             #[cfg(any(feature = "cuda", test))]
             Moments::Gpu([m, v]) => {
                 let Numbers { beta1, beta2, rate, epsilon, keep, scale } = numbers;
                 let update = crate::gpu::ops::AdamW { beta1, beta2, rate, epsilon, keep, scale };
                 let Some(gpu) = gpu_of(var.device())? else { bail!("{name} left the GPU") };
-                crate::model::ops::gpu::adamw(&*gpu, var.as_tensor(), gradient, [m, v], update)
+                crate::model::ops::gpu::adamw(&*gpu, var.as_tensor(), &gradient.whole()?, [m, v], update)
             }
         }
     }
@@ -82,6 +85,17 @@ struct Numbers {
     epsilon: f32,
     keep: f32,
     scale: f32,
+}
+
+impl Numbers {
+    /// Moves a weight and its moments.
+    #[inline]
+    fn apply(&self, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
+        let g = g * self.scale;
+        *m = self.beta1 * *m + (1.0 - self.beta1) * g;
+        *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
+        *p = *p * self.keep - self.rate * *m / (v.sqrt() + self.epsilon);
+    }
 }
 
 struct Update<'a> {
@@ -103,16 +117,50 @@ impl InplaceOp2 for Update<'_> {
         if g.len() != p.len() || m.len() != p.len() || v.len() != p.len() {
             candle_core::bail!("parameter, gradient and moments differ in size");
         }
-        let Numbers { beta1, beta2, rate, epsilon, keep, scale } = self.numbers;
         p.par_chunks_mut(CHUNK)
             .zip(g.par_chunks(CHUNK))
             .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
             .for_each(|((p, g), (m, v))| {
                 for i in 0..p.len() {
-                    let g = g[i] * scale;
-                    m[i] = beta1 * m[i] + (1.0 - beta1) * g;
-                    v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
-                    p[i] = p[i] * keep - rate * m[i] / (v[i].sqrt() + epsilon);
+                    self.numbers.apply(&mut p[i], g[i], &mut m[i], &mut v[i]);
+                }
+            });
+        Ok(())
+    }
+}
+
+/// The same of a table of which few rows have a gradient. The others move too: their moments decay.
+struct RowUpdate<'a> {
+    rows: &'a RowGradient,
+    update: Update<'a>,
+}
+
+impl InplaceOp1 for RowUpdate<'_> {
+    fn name(&self) -> &'static str {
+        "adamw-rows"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (p, numbers) = (contiguous_mut(storage, layout)?, self.update.numbers);
+        let mut moments = self.update.moments.lock().unwrap_or_else(PoisonError::into_inner);
+        let (m, v) = &mut *moments;
+        if self.rows.table_len() != p.len() || m.len() != p.len() || v.len() != p.len() {
+            candle_core::bail!("parameter, gradient and moments differ in size");
+        }
+        let d = self.rows.width();
+        let rows_a_task = CHUNK.div_ceil(d);
+        p.par_chunks_mut(rows_a_task * d)
+            .zip(m.par_chunks_mut(rows_a_task * d).zip(v.par_chunks_mut(rows_a_task * d)))
+            .enumerate()
+            .for_each(|(task, (p, (m, v)))| {
+                let first = task * rows_a_task;
+                let mut gradients = self.rows.starting_at(first).peekable();
+                let rows = p.chunks_exact_mut(d).zip(m.chunks_exact_mut(d).zip(v.chunks_exact_mut(d)));
+                for (row, (p, (m, v))) in rows.enumerate() {
+                    let g = gradients.next_if(|(at, _)| *at == first + row).map(|(_, g)| g);
+                    for i in 0..d {
+                        numbers.apply(&mut p[i], g.map_or(0.0, |g| g[i]), &mut m[i], &mut v[i]);
+                    }
                 }
             });
         Ok(())

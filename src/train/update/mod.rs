@@ -3,9 +3,7 @@
 mod adamw;
 mod moments;
 mod schedule;
-mod squares;
 
 pub use adamw::AdamW;
 pub(in crate::train) use moments::Moments;
 pub use schedule::learning_rate;
-pub use squares::square_sums;
