@@ -33,17 +33,43 @@ def tests(path):
     return next((line for line in reversed(lines) if line.startswith("test result")), "not run")
 
 
+def number(x):
+    return f"{x:.0f}" if x else ""
+
+
+def ratio(a, b):
+    return f"{a / b:.2f}" if a and b else ""
+
+
+def beside_transformers(decoding, peers):
+    """Our time of a step beside that of transformers, where both were measured."""
+    ours = {(step["shape"], step["case"]): step["seconds"] for step in (decoding or {}).get("steps", ())}
+    rows = []
+    for shape, peer in peers.items():
+        for step in (peer or {}).get("steps", ()):
+            own = ours.get((shape, f"decode, {step['batch']} at {step['past']}"))
+            if own:
+                rows.append(f"| {shape} | {step['batch']} | {1e3 * own:.3f} | {1e3 * step['seconds']:.3f} | {step['seconds'] / own:.2f} |")
+    if not rows:
+        return []
+    head = ["", "## Beside transformers", "", "| shape | batch | ms a step | transformers' | how often as fast |", "|---|---|---|---|---|"]
+    return head + rows
+
+
 def main():
     output, failed = pathlib.Path(sys.argv[1]), sys.argv[2:]
     perplexities = {place: read(output / f"eval-{place}.json") for place in ("cpu", "cuda")}
     serving = {int(path.stem.split("-")[1]): read(path) for path in sorted(output.glob("serving-*.json"))}
     training = {run.name.removeprefix("train-"): speed(run) for run in output.glob("train-*") if run.is_dir()}
-    decoding = read(output / "decoding.json")
+    decoding, tables = read(output / "decoding.json"), read(output / "table.json")
+    peers = {path.stem.removeprefix("peer-"): read(path) for path in sorted(output.glob("peer-*.json"))}
     result = {
         "failed": failed,
         "tests": tests(output / "tests.txt"),
         "perplexity": {place: found and found.get("perplexity") for place, found in perplexities.items()},
         "decoding": decoding,
+        "tables": tables and tables["tables"],
+        "peers": peers,
         "serving": serving,
         "training_tokens_per_second": training,
     }
@@ -57,11 +83,16 @@ def main():
     table = output / "decoding.md"
     if table.exists():
         text += ["", "## Decoding", "", table.read_text().strip()]
+    text += beside_transformers(decoding, peers)
+    if (output / "table.md").exists():
+        text += ["", "## A table", "", (output / "table.md").read_text().strip()]
     if training:
-        text += ["", "## Training", "", "| shape | tokens/s |", "|---|---|"]
-        text += [f"| {name} | {rate:.0f} |" if rate else f"| {name} | |" for name, rate in sorted(training.items())]
+        text += ["", "## Training", "", "| shape | tokens/s | PyTorch's | scone / PyTorch |", "|---|---|---|---|"]
+        for name, rate in sorted(training.items()):
+            other = (peers.get(f"train-{name}") or {}).get("tokens_per_second")
+            text.append(f"| {name} | {number(rate)} | {number(other)} | {ratio(rate, other)} |")
     if serving:
-        text += ["", "## Serving model_cards/default and its baseline", ""]
+        text += ["", "## Serving a model of random weights through HTTP", ""]
         text += ["| clients | | tokens/s | first token, ms | a token after it, ms |", "|---|---|---|---|---|"]
         for clients, report in sorted(serving.items()):
             for found in report["results"] if report else ():

@@ -32,30 +32,27 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Kills builds of the model in the repository with SIGKILL, SCONE_KILLS of them (4 unless told otherwise), each time
+/// Kills builds of a tenth of the table in the repository with SIGKILL, SCONE_KILLS of them (4 unless told otherwise), each time
 /// after another while; the last build is let be.
 #[test]
 fn a_build_that_is_killed_again_and_again_ends_with_the_same_file() {
     let directory = tempfile::tempdir().unwrap();
     let (whole, killed) = (directory.path().join("whole"), directory.path().join("killed"));
     let start = Instant::now();
-    run(&["build", "model_cards/default", "--output", text(&whole)]);
+    let build = |output| ["build", "model_cards/default", "--shard", "1/10", "--output", text(output)];
+    run(&build(&whole));
     let all = start.elapsed();
     let kills: u32 = std::env::var("SCONE_KILLS").map_or(4, |kills| kills.parse().unwrap());
     let mut seed = 12_345_u32;
     let mut finished = 0;
     for _ in 0..kills {
-        let mut build = table(&["build", "model_cards/default", "--output", text(&killed)])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = table(&build(&killed)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         std::thread::sleep(Duration::from_secs_f64(
             all.as_secs_f64() * f64::from(seed >> 16) / 65_536.0 * 0.6,
         ));
-        build.kill().unwrap();
-        build.wait().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
         if killed.exists() {
             assert!(fs::read(&killed).unwrap() == fs::read(&whole).unwrap());
             fs::remove_file(&killed).unwrap();
@@ -63,7 +60,7 @@ fn a_build_that_is_killed_again_and_again_ends_with_the_same_file() {
         }
     }
     println!("{kills} kills, {finished} of them after the end");
-    run(&["build", "model_cards/default", "--output", text(&killed)]);
+    run(&build(&killed));
     assert!(fs::read(&killed).unwrap() == fs::read(&whole).unwrap());
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2, "nothing else is left");
 }

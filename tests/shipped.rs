@@ -32,7 +32,7 @@ fn its_table_verifies_and_damage_is_found_and_named() {
     let output = scone(&["table", "verify", "--all", "--json"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert!(report["checked"]["rows"].as_u64() >= Some(100_000), "{report}");
+    assert!(report["checked"]["rows"].as_u64() >= Some(1_000_000), "{report}");
     assert_eq!(report["checked"]["rows"], report["recomputed"]["rows"]);
 
     let directory = tempfile::tempdir().expect("a temporary directory");

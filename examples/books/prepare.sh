@@ -12,7 +12,7 @@ mkdir -p "$out"
 zstdcat "$books"/part-1.jsonl.zst "$books"/part-2.jsonl.zst | awk 'NR % 60 != 30' >"$out/rest.jsonl"
 zstdcat "$books"/part-1.jsonl.zst "$books"/part-2.jsonl.zst | awk 'NR % 60 == 30' >"$out/test.jsonl"
 "$train" prepare "$out/rest.jsonl" --output "$out/dataset" --vocab-size 8192 --validation 0.01
-"$train" mine "$out/dataset" --output "$out/fgrams.parquet" --max-n 5 --size 100000
+"$train" mine "$out/dataset" --output "$out/fgrams.parquet" --max-n 5 --size 1000000
 "$train" tag "$out/dataset" --fgrams "$out/fgrams.parquet"
 # 20,000 characters from the middle of each test book, one after the other.
 python3 - "$out/test.jsonl" >"$out/test.txt" <<'PYTHON'

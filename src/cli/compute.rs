@@ -7,7 +7,7 @@ use super::dtype::DtypeFlag;
 use super::serve::at_least_one;
 use crate::kernels::{BLOCK, KvType, Pool};
 use crate::memory;
-use crate::model::{GpuNeeds, ModelDirectory, Runtime, gpu_memory};
+use crate::model::{GpuNeeds, LiveTable, ModelDirectory, Runtime, gpu_memory};
 
 /// How a model is run: the flags that serve, generate and eval have in common.
 #[derive(Debug, clap::Args)]
@@ -50,7 +50,12 @@ pub(super) enum Room {
 
 impl Compute {
     /// The threads, and room for keys and values.
-    pub(super) fn runtime(&self, directory: &ModelDirectory, room: Room) -> Result<Runtime> {
+    pub(super) fn runtime(
+        &self,
+        directory: &ModelDirectory,
+        table: Option<&LiveTable>,
+        room: Room,
+    ) -> Result<Runtime> {
         let threads = match self.threads {
             Some(threads) => threads,
             None => {
@@ -77,7 +82,7 @@ impl Compute {
                 Room::Sequences { most, memory } => (most, memory),
                 Room::Positions(_) | Room::Context => (1, None),
             };
-            let needs = GpuNeeds::of(directory, runtime.dtype, most, memory);
+            let needs = GpuNeeds::of(directory, runtime.dtype, table, most, memory);
             runtime.kv_blocks =
                 needs.blocks(memory, runtime.kv_blocks, kv_memory).map_err(anyhow::Error::msg)?;
             return Ok(runtime);

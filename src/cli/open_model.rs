@@ -60,7 +60,7 @@ pub(super) fn open_model(
     }
     let directory = ModelDirectory::open(directory)?;
     let table = mode.open(&directory, table)?;
-    let runtime = compute.runtime(&directory, room)?;
+    let runtime = compute.runtime(&directory, table.as_deref(), room)?;
     let model = directory.load_with(table.clone(), &runtime)?;
     let info = ModelInfo {
         parameters: model.config().parameters(),

@@ -10,7 +10,7 @@ use clap::builder::BoolishValueParser;
 use super::bytes::parse_bytes;
 use super::progress_bar;
 use crate::model::{LiveTable, ModelDirectory};
-use crate::table::{DirectReads, Placement};
+use crate::table::{DirectReads, GpuPlace, Placement};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
@@ -20,6 +20,10 @@ enum Mode {
     Mmap,
     /// On the disk, read past the page cache into a row cache of this process, for tables much larger than memory
     Direct,
+    /// In a GPU's memory: for tables that fit beside model, keys and values
+    Device,
+    /// In locked memory of this process, which a GPU reads by itself over the bus
+    Pinned,
 }
 
 /// Where rows live.
@@ -55,6 +59,8 @@ impl TableMode {
                 queue_depth: Placement::QUEUE_DEPTH,
                 reads: DirectReads::Ring,
             },
+            Mode::Device => Placement::Gpu(GpuPlace::Device),
+            Mode::Pinned => Placement::Gpu(GpuPlace::Host),
         })
     }
 

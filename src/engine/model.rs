@@ -48,7 +48,7 @@ impl Forward for Model {
     fn prefetch(&self) -> Option<Prefetch> {
         let live = Arc::clone(self.embedding().live_table()?);
         // In memory there is nothing to bring nearer.
-        if matches!(live.placement(), Placement::Ram { .. }) {
+        if matches!(live.placement(), Placement::Ram { .. } | Placement::Gpu(_)) {
             return None;
         }
         Some(Arc::new(move |prompt| prefetch_rows(&live.get(), prompt)))

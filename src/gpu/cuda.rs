@@ -111,10 +111,19 @@ struct Pinned {
 // SAFETY: the memory belongs to this alone, and the driver lets any thread use and free it.
 unsafe impl Send for Pinned {}
 
+// SAFETY: what is shared gives an address away, and no more.
+unsafe impl Sync for Pinned {}
+
 impl Locked for Pinned {
     fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: so many bytes are there, and this is borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.memory, self.bytes) }
+    }
+
+    fn address(&self) -> u64 {
+        // All memory that the driver locks has one address for host and GPUs (unified addressing, which every GPU that our
+        // kernels are compiled for has).
+        self.memory as u64
     }
 }
 

@@ -30,8 +30,11 @@ pub(crate) trait Memory: Send + Sync {
 }
 
 /// Memory of the host that a GPU reads by itself: exactly as much as was asked for, locked where it is.
-pub(crate) trait Locked: Send {
+pub(crate) trait Locked: Send + Sync {
     fn bytes(&mut self) -> &mut [u8];
+
+    /// Where a GPU finds it.
+    fn address(&self) -> u64;
 }
 
 /// Where what goes to a GPU is put together.
@@ -49,9 +52,23 @@ impl Buffer {
         Self { memory, bytes }
     }
 
+    /// Takes over memory of the host, which a GPU reads over the bus from now on and nobody writes.
+    pub(crate) fn of_host(mut memory: Staging) -> Self {
+        let bytes = memory.bytes().len();
+        Self { memory: Box::new(Host(memory)), bytes }
+    }
+
     /// All of it, as elements of a type.
     pub(crate) fn of(&self, kind: Type) -> Slice<'_> {
         Slice { at: self.memory.address(), len: self.bytes / kind.bytes(), kind, memory: PhantomData }
+    }
+}
+
+struct Host(Staging);
+
+impl Memory for Host {
+    fn address(&self) -> u64 {
+        self.0.address()
     }
 }
 

@@ -8,6 +8,8 @@ use candle_core::{Device, Tensor};
 use super::{FgramModel, Grams, LiveTable, ModelError, Piece};
 use crate::kernels::{Matrix, Pool, Shared};
 use crate::table::Table;
+#[cfg(any(feature = "cuda", test))]
+use crate::table::{GpuPlace, Placement};
 
 /// Where the embeddings of f-grams come from.
 pub enum Fgrams {
@@ -106,6 +108,16 @@ impl Embedding {
             sources[row as usize] = i;
         }
         Found { sources, ranks, table }
+    }
+
+    /// The table in which f-grams were found, where a GPU is to read their rows by itself, and where it is to find them.
+    #[cfg(any(feature = "cuda", test))]
+    pub(super) fn gpu_table<'a>(&self, found: &'a Found) -> Option<(&'a Arc<Table>, GpuPlace)> {
+        let table = found.table.as_ref().filter(|_| !found.ranks.is_empty())?;
+        match self.live_table()?.placement() {
+            Placement::Gpu(place) => Some((table, place)),
+            _ => None,
+        }
     }
 
     /// The embeddings `[ranks, d]` of the f-grams that were found.

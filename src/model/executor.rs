@@ -4,8 +4,9 @@ use super::embedding::Embedding;
 #[cfg(any(feature = "cuda", test))]
 use super::gpu_transformer::{GpuTransformer, GpuWeights};
 use super::transformer::{Transformer, Weights};
-use super::{Checkpoint, Config, ModelError, Piece, Runtime};
+use super::{Checkpoint, Config, LiveTable, ModelError, Piece, Runtime};
 use crate::kernels::{KvCache, Pool, Span};
+use crate::table::Placement;
 
 /// What computes the transformer, and keeps its keys and values.
 pub(super) enum Executor {
@@ -60,6 +61,23 @@ impl Executor {
             cache.populate().map_err(no_memory)?;
         }
         Ok(Self::Cpu { transformer, cache })
+    }
+
+    /// Puts the rows of a table where a GPU reads them by itself, if that is what they are for.
+    ///
+    /// # Errors
+    /// Where there is no room for them, they cannot be read, or a CPU computes.
+    pub(super) fn hold(&mut self, live: &LiveTable) -> Result<(), ModelError> {
+        let Placement::Gpu(place) = live.placement() else { return Ok(()) };
+        match self {
+            #[cfg(any(feature = "cuda", test))]
+            Self::Gpu(transformer) => transformer.hold(&live.get(), place),
+            Self::Cpu { .. } => Err(ModelError::Gpu(format!(
+                "rows of the table are to be where a GPU reads them ({}), and the CPU computes: use --table-mode ram, mmap or \
+                 direct",
+                Placement::Gpu(place)
+            ))),
+        }
     }
 
     pub(super) fn kv_blocks(&self) -> usize {
@@ -128,7 +146,12 @@ impl Executor {
             Self::Gpu(transformer) => {
                 transformer.begin()?;
                 let found = embedding.look_up(pieces, transformer.vocabulary());
-                embedding.gather(&found, transformer.fgram_rows(found.ranks.len())?)?;
+                match embedding.gpu_table(&found) {
+                    Some((table, place)) if transformer.holds(table, place) => {
+                        transformer.take_rows(&found.ranks)?;
+                    }
+                    _ => embedding.gather(&found, transformer.fgram_rows(found.ranks.len())?)?,
+                }
                 transformer.forward(spans, &found.sources, wanted, output)
             }
         }

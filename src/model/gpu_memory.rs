@@ -2,8 +2,9 @@
 
 use candle_core::Device;
 
-use super::{ModelDirectory, ModelError};
+use super::{LiveTable, ModelDirectory, ModelError};
 use crate::kernels::{BLOCK, Encoding};
+use crate::table::{GpuPlace, Placement};
 
 /// Rows of a step whose logits there is always room for: as many as evaluation asks for at a time.
 const ROWS: usize = 512;
@@ -22,6 +23,8 @@ pub struct GpuMemory {
 pub struct GpuNeeds {
     /// The weights as they are held there.
     pub weights: u64,
+    /// What of the table is there.
+    pub table: u64,
     /// A block of keys and values of all layers.
     pub kv_block: u64,
     /// Left for a step's own numbers and the libraries: a twentieth of the GPU, at least 1 GiB, and logits of 512 rows.
@@ -61,7 +64,13 @@ pub fn gpu_name(device: &Device) -> Option<String> {
 impl GpuNeeds {
     /// Of a model whose matrices are converted to `dtype`, or held as they are stored; for steps of which so many rows'
     /// logits are wanted, and of 512 at least.
-    pub fn of(directory: &ModelDirectory, dtype: Option<Encoding>, wanted: usize, memory: GpuMemory) -> Self {
+    pub fn of(
+        directory: &ModelDirectory,
+        dtype: Option<Encoding>,
+        table: Option<&LiveTable>,
+        wanted: usize,
+        memory: GpuMemory,
+    ) -> Self {
         let config = directory.config();
         let encoding = dtype.or_else(|| directory.encoding()).unwrap_or(Encoding::Bf16);
         let numbers = config.parameters() as u64;
@@ -75,7 +84,8 @@ impl GpuNeeds {
         let position = 2 * config.num_hidden_layers * config.kv_heads() * config.head() * width;
         let logits = 4 * (wanted.max(ROWS) * config.vocab_size) as u64;
         let reserve = (memory.total / 20).max(1 << 30) + logits;
-        Self { weights, kv_block: (position * BLOCK) as u64, reserve }
+        let table = table.map_or(0, table_bytes);
+        Self { weights, table, kv_block: (position * BLOCK) as u64, reserve }
     }
 
     /// How many blocks of keys and values there is room for: `wanted` at most, `kv_memory` bytes if that is given.
@@ -83,8 +93,15 @@ impl GpuNeeds {
     /// # Errors
     /// Where it does not fit; the message says what to lower.
     pub fn blocks(&self, memory: GpuMemory, wanted: usize, kv_memory: Option<u64>) -> Result<usize, String> {
-        let Self { weights, kv_block, reserve } = *self;
-        let Some(left) = memory.free.checked_sub(weights + reserve) else {
+        let Self { weights, table, kv_block, reserve } = *self;
+        let Some(left) = memory.free.checked_sub(weights + table + reserve) else {
+            if memory.free >= weights + reserve {
+                return Err(format!(
+                    "{table} bytes of the table do not fit: beside weights of {weights} the GPU has {} left for it; \
+                     --table-mode pinned, ram or mmap keeps its rows in the host's memory",
+                    memory.free - weights - reserve
+                ));
+            }
             return Err(format!(
                 "weights of {weights} bytes, and {reserve} for a step, do not fit into the {} bytes that the GPU has free; a \
                  smaller --dtype (q8_0 or q4_0) takes less",
@@ -93,8 +110,8 @@ impl GpuNeeds {
         };
         if let Some(asked) = kv_memory.filter(|&asked| asked > left) {
             return Err(format!(
-                "keys and values of {asked} bytes do not fit: beside weights of {weights} the GPU has {left} left; lower \
-                 --kv-memory"
+                "keys and values of {asked} bytes do not fit: beside weights of {weights} and {table} of a table the GPU has \
+                 {left} left; lower --kv-memory"
             ));
         }
         let room = usize::try_from(kv_memory.unwrap_or(left) / kv_block.max(1)).unwrap_or(usize::MAX);
@@ -108,6 +125,15 @@ impl GpuNeeds {
     }
 }
 
+/// Bytes of a table that a GPU has in its own memory.
+fn table_bytes(live: &LiveTable) -> u64 {
+    let Placement::Gpu(place) = live.placement() else { return 0 };
+    let table = live.get();
+    let scales = if table.row_type().has_scales() { 4 * table.len() } else { 0 };
+    let rows = if place == GpuPlace::Device { table.row_bytes_in_all() } else { 0 };
+    (scales + rows) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,12 +141,14 @@ mod tests {
     #[test]
     fn what_fits_is_known_before_and_what_to_lower_is_said() {
         let memory = GpuMemory { free: 1000, total: 2000 };
-        let needs = GpuNeeds { weights: 600, kv_block: 10, reserve: 100 };
+        let needs = GpuNeeds { weights: 500, table: 100, kv_block: 10, reserve: 100 };
         assert_eq!(needs.blocks(memory, 100, None), Ok(30));
         assert_eq!(needs.blocks(memory, 7, None), Ok(7));
         assert_eq!(needs.blocks(memory, 100, Some(55)), Ok(5));
         assert!(needs.blocks(memory, 100, Some(301)).unwrap_err().contains("lower --kv-memory"));
         assert!(needs.blocks(memory, 100, Some(9)).unwrap_err().contains("raise --kv-memory"));
+        let wide = GpuNeeds { table: 500, ..needs };
+        assert!(wide.blocks(memory, 100, None).unwrap_err().contains("--table-mode"));
         let large = GpuNeeds { weights: 950, ..needs };
         assert!(large.blocks(memory, 100, None).unwrap_err().contains("--dtype"));
     }

@@ -63,7 +63,10 @@ impl Model {
         fgrams: Fgrams,
         runtime: &Runtime,
     ) -> Result<Self, ModelError> {
-        let executor = Executor::new(&config, checkpoint, runtime)?;
+        let mut executor = Executor::new(&config, checkpoint, runtime)?;
+        if let Fgrams::Table(live) = &fgrams {
+            executor.hold(live)?;
+        }
         let (embedding, pool) = (Embedding::new(fgrams), Arc::clone(&runtime.pool));
         Ok(Self {
             config,

@@ -32,6 +32,11 @@ pub struct LiveTable {
 }
 
 impl TableFit {
+    /// What fits a model of which no more is known than this.
+    pub fn of_identity(identity: Identity, dim: usize) -> Self {
+        Self { model: PathBuf::new(), identity, adapters: Vec::new(), has_fgram_model: true, dim }
+    }
+
     /// # Errors
     /// Where the table was made for another model; the message says what differs.
     pub fn check(&self, table: &Table) -> Result<(), ModelError> {

@@ -61,7 +61,7 @@ impl RowType {
     }
 
     /// Whether each row has a scale, which lies with the index.
-    pub(super) fn has_scales(self) -> bool {
+    pub(crate) fn has_scales(self) -> bool {
         matches!(self, Self::Int8 | Self::Int4)
     }
 

@@ -89,7 +89,7 @@ mod reader;
 mod rows;
 mod stamp;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod verify;
 mod writer;
 
@@ -103,7 +103,7 @@ pub use identity::Identity;
 pub use int4::LEVELS;
 pub use metrics::{Metrics, MetricsSnapshot};
 pub use parts::merge;
-pub use placement::{DirectReads, Placement};
+pub use placement::{DirectReads, GpuPlace, Placement};
 pub use plan::{Plan, plan};
 pub use quantize::quantize;
 pub use reader::Table;

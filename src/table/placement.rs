@@ -27,6 +27,17 @@ pub enum Placement {
         /// How they are made.
         reads: DirectReads,
     },
+    /// Where a GPU reads them by itself. The file stays mapped: what does not fit is read from there.
+    Gpu(GpuPlace),
+}
+
+/// Whose memory has the rows that a GPU reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpuPlace {
+    /// The GPU's own: for tables that fit beside model, keys and values.
+    Device,
+    /// The host's, locked: a private copy of exactly its size, which the GPU reads over the bus.
+    Host,
 }
 
 /// How rows are read from the disk in [`Placement::Direct`].
@@ -56,6 +67,8 @@ impl fmt::Display for Placement {
             Self::Ram { .. } => "ram",
             Self::Mmap { .. } => "mmap",
             Self::Direct { .. } => "direct",
+            Self::Gpu(GpuPlace::Device) => "device",
+            Self::Gpu(GpuPlace::Host) => "pinned",
         })
     }
 }

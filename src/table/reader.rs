@@ -17,6 +17,9 @@ use super::stamp::Stamp;
 use super::{Identity, Metrics, Placement, RowFormat, RowType, TableError};
 use crate::fgram::{Index, Key, Policy};
 
+#[cfg(any(feature = "cuda", test))]
+mod elsewhere;
+
 /// A table, mapped.
 ///
 /// Its pages are shared by all processes that map the file, and read from the disk when first touched; rows may be kept
@@ -129,7 +132,7 @@ impl Table {
         let from_rows = match placement {
             Placement::Ram { .. } => rows.len(),
             Placement::Mmap { prefault } => usize::try_from(prefault).unwrap_or(usize::MAX).min(rows.len()),
-            Placement::Direct { .. } => 0,
+            Placement::Direct { .. } | Placement::Gpu(_) => 0,
         };
         let (mut done, total) = (0, (index.len() + from_rows) as u64);
         populate(table.map.map(), index, (&mut done, total), progress);
@@ -151,6 +154,8 @@ impl Table {
                 let residence = direct.describe();
                 (Rows::Direct(Box::new(direct)), residence)
             }
+            // Only the GPU's owner can put them there.
+            Placement::Gpu(_) => (Rows::Mapped(table.mapped(0)), "read by the GPU".to_owned()),
         };
         table.check()?;
         Ok(table)
@@ -303,6 +308,11 @@ impl Table {
         ((rank as usize) < count).then(|| &self.view(&self.layout.rows)[start..start + bytes])
     }
 
+    /// Bytes from the start of the first row to the end of the last, as they lie in the file.
+    pub fn row_bytes_in_all(&self) -> usize {
+        self.geometry().range().len()
+    }
+
     /// A row's numbers.
     ///
     /// # Errors
@@ -389,7 +399,8 @@ impl Table {
         self.view(&self.layout.keys)
     }
 
-    pub(super) fn scales(&self) -> &[f32] {
+    /// The scale of each row; of none in a type without.
+    pub(crate) fn scales(&self) -> &[f32] {
         self.view(&self.layout.scales)
     }
 

@@ -7,7 +7,7 @@ use super::{Contents, Identity, RowFormat, RowType, Table, TableWriter};
 use crate::fgram::{FgramSet, Policy, rank_order};
 
 /// A closed set of about `n` f-grams: all n-grams, up to 5 tokens, of a random text, cut by rank.
-pub(super) fn set(n: usize, seed: u64) -> FgramSet {
+pub(crate) fn set(n: usize, seed: u64) -> FgramSet {
     let mut state = seed | 1;
     let mut random = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -47,7 +47,7 @@ pub(super) fn write(path: &Path, row_type: RowType, dim: usize, set: &FgramSet) 
 }
 
 /// As [`write`], in any format.
-pub(super) fn write_as(path: &Path, format: RowFormat, set: &FgramSet) {
+pub(crate) fn write_as(path: &Path, format: RowFormat, set: &FgramSet) {
     let dim = format.dim;
     let mut writer = TableWriter::open(path, format, Contents::of_set(set), &identity(set)).unwrap();
     for some in rows(set.len(), dim).chunks(dim * 3) {

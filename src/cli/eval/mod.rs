@@ -111,11 +111,16 @@ impl Input {
 
 /// The model, with room for windows of so many tokens: short ones are scored together.
 fn load(args: &Args, directory: &ModelDirectory, context: usize) -> Result<Model> {
-    let runtime = args.compute.runtime(directory, Room::Positions(context.max(1024)))?;
-    let table = args.table.as_deref();
+    let (table, room) = (args.table.as_deref(), Room::Positions(context.max(1024)));
     Ok(match args.embeddings {
-        Embeddings::Table => directory.load_with(args.table_mode.open(directory, table)?, &runtime)?,
-        Embeddings::Model => directory.load_without_rows(table, &runtime)?,
+        Embeddings::Table => {
+            let live = args.table_mode.open(directory, table)?;
+            let runtime = args.compute.runtime(directory, live.as_deref(), room)?;
+            directory.load_with(live, &runtime)?
+        }
+        Embeddings::Model => {
+            directory.load_without_rows(table, &args.compute.runtime(directory, None, room)?)?
+        }
     })
 }
 

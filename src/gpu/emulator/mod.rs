@@ -3,6 +3,7 @@
 
 mod library;
 
+use std::cell::Cell;
 use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,8 +12,18 @@ use half::{bf16, f16};
 use super::{Buffer, Gemm, Gpu, GpuError, Launch, Locked, Memory, Operand, Recorded, Slice, Staging, Type};
 use library::Library;
 
-/// The most that one piece of its memory can have.
-const MEMORY: usize = 1 << 30;
+thread_local! {
+    /// The most that one piece of its memory can have.
+    static MEMORY: Cell<usize> = const { Cell::new(1 << 30) };
+}
+
+/// Does something where a piece of memory has no more than so many bytes.
+pub(crate) fn with_memory<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    let before = MEMORY.replace(bytes);
+    let result = work();
+    MEMORY.set(before);
+    result
+}
 
 /// Runs kernels on the CPU.
 pub(crate) struct Emulator {
@@ -96,7 +107,7 @@ impl Gpu for Emulator {
     }
 
     fn alloc(&self, bytes: usize) -> Result<Buffer, GpuError> {
-        if bytes > MEMORY {
+        if bytes > MEMORY.get() {
             return Err(GpuError::Memory { what: "a step".to_owned(), bytes });
         }
         Ok(Buffer::new(Box::new(Host(vec![u128::MAX; bytes.div_ceil(16).max(1)])), bytes))
@@ -168,6 +179,10 @@ struct Staged {
 impl Locked for Staged {
     fn bytes(&mut self) -> &mut [u8] {
         &mut bytemuck::cast_slice_mut(&mut self.memory)[..self.bytes]
+    }
+
+    fn address(&self) -> u64 {
+        self.memory.as_ptr() as u64
     }
 }
 

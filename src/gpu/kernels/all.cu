@@ -5,5 +5,6 @@
 #include "rows.cu"
 #include "short_attention.cu"
 #include "step.cu"
+#include "table.cu"
 #include "training.cu"
 #include "weights.cu"

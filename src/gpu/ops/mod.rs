@@ -11,6 +11,7 @@ mod product;
 mod rows;
 mod short_attention;
 mod step;
+mod table;
 
 pub(crate) use adamw::{AdamW, adamw, square_sums, sum};
 pub(crate) use attention::{Attention, attention, attention_backward, forward_rows, tiles};
@@ -23,6 +24,7 @@ pub(crate) use product::{FEW, Packing, few_rows, product, unpack};
 pub(crate) use rows::{Scatter, add_rows, take_rows};
 pub(crate) use short_attention::{ShortSequences, short_attention, short_attention_backward, tree_attention};
 pub(crate) use step::{Turn, add_norm, embed, gated, largest, turn};
+pub(crate) use table::{RowKind, TableRows, table_rows};
 
 use super::{Gpu, GpuError, Launch, Slice, Type};
 

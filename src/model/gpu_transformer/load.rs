@@ -108,6 +108,8 @@ impl<'a> GpuWeights<'a> {
             cache: Cache { layers, blocks: kv_blocks },
             workspace: Workspace::new(&*self.gpu, largest)?,
             graphs: Graphs::default(),
+            table: None,
+            left_out: None,
             began: Instant::now(),
             host_time: Duration::ZERO,
             gpu: self.gpu.clone(),
@@ -240,7 +242,7 @@ impl Block {
 }
 
 /// Says what the memory was for.
-fn no_room(what: &str, error: GpuError) -> ModelError {
+pub(super) fn no_room(what: &str, error: GpuError) -> ModelError {
     match error {
         GpuError::Memory { bytes, .. } => GpuError::Memory { what: what.to_owned(), bytes }.into(),
         error => error.into(),

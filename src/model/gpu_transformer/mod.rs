@@ -13,6 +13,7 @@ mod block;
 mod graphs;
 mod load;
 mod plan;
+mod table;
 #[cfg(test)]
 mod tests;
 mod weight;
@@ -25,9 +26,11 @@ use super::ModelError;
 use super::executor::{Output, Wanted};
 use crate::gpu::{Buffer, Gpu, GpuError, Slice, Type, ops};
 use crate::kernels::Span;
+use crate::table::{GpuPlace, Table};
 use block::Block;
 use graphs::Graphs;
 use plan::Plan;
+use table::GpuTable;
 use weight::Weight;
 use workspace::Workspace;
 
@@ -47,6 +50,10 @@ pub(super) struct GpuTransformer {
     cache: Cache,
     workspace: Workspace,
     graphs: Graphs,
+    /// The table whose rows are read here and not gathered by the host.
+    table: Option<GpuTable>,
+    /// One that took its place and did not fit: the host gathers its rows.
+    left_out: Option<Arc<Table>>,
     /// When the step began, and how long the host took to ask for all of it.
     began: Instant,
     host_time: Duration,
@@ -131,6 +138,48 @@ impl GpuTransformer {
     /// How long the host was busy with the last step: until all was asked for.
     pub(super) fn host_time(&self) -> Duration {
         self.host_time
+    }
+
+    /// Puts a table's rows where the GPU reads them by itself.
+    ///
+    /// # Errors
+    /// Where there is no room, or they cannot be read.
+    pub(super) fn hold(&mut self, table: &Arc<Table>, place: GpuPlace) -> Result<(), ModelError> {
+        // The old ones first: there may be no room for both. A step may still read them.
+        self.gpu.wait()?;
+        self.table = None;
+        self.table = Some(GpuTable::load(&*self.gpu, table, place)?);
+        Ok(())
+    }
+
+    /// Whether the rows of this table are held. Where it has taken the place of the one that was, they are brought; where there is no
+    /// room for them, that is logged once.
+    pub(super) fn holds(&mut self, table: &Arc<Table>, place: GpuPlace) -> bool {
+        if self.table.as_ref().is_some_and(|held| held.is_of(table)) {
+            return true;
+        }
+        if self.left_out.as_ref().is_some_and(|known| Arc::ptr_eq(known, table)) {
+            return false;
+        }
+        let held = self.hold(table, place);
+        if let Err(error) = &held {
+            tracing::warn!("{}: {error}; the CPU gathers its rows instead", table.path().display());
+            self.left_out = Some(Arc::clone(table));
+        }
+        held.is_ok()
+    }
+
+    /// Takes the rows of the f-grams of the next step, given by rank, from the table that is held.
+    ///
+    /// # Errors
+    /// Where the table's file was changed, or the GPU fails.
+    pub(super) fn take_rows(&mut self, ranks: &[u32]) -> Result<(), ModelError> {
+        let gpu = &*self.gpu;
+        let rows = self.workspace.fgram_room(gpu, ranks.len(), self.shape.width)?;
+        match &mut self.table {
+            Some(table) => table.read(gpu, ranks, rows),
+            None => Err(GpuError::operands("table-rows", "no table is held".to_owned()).into()),
+        }
     }
 
     /// Room for the rows `[rows, d]` of f-grams of the next step.

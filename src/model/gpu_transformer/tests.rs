@@ -77,7 +77,7 @@ fn checkpoint(config: &Config, weights: WeightType, directory: &Path) -> Checkpo
     Checkpoint::open(directory).unwrap()
 }
 
-fn runtime(positions: usize, dtype: Option<Encoding>, device: &Device) -> Runtime {
+pub(super) fn runtime(positions: usize, dtype: Option<Encoding>, device: &Device) -> Runtime {
     Runtime { dtype, device: device.clone(), ..Runtime::new(Arc::new(Pool::new(1).unwrap()), positions) }
 }
 
@@ -102,7 +102,7 @@ fn sequences() -> Vec<Vec<u32>> {
 }
 
 /// The logits of all steps.
-fn run(model: &mut Model, tokens: &[Vec<u32>], steps: &[Vec<(usize, usize)>]) -> Vec<f32> {
+pub(super) fn run(model: &mut Model, tokens: &[Vec<u32>], steps: &[Vec<(usize, usize)>]) -> Vec<f32> {
     // The sequences' blocks lie between each other's.
     let blocks: Vec<Vec<u32>> = (0..3).map(|i| (0..19).map(|n| 3 * n + i).collect()).collect();
     let (mut past, mut all, mut logits) = ([0; 3], Vec::new(), Vec::new());

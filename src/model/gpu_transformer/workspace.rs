@@ -88,16 +88,22 @@ impl Workspace {
         rows: usize,
         d: usize,
     ) -> Result<&mut [f32], GpuError> {
+        self.fgram_room(gpu, rows, d)?;
         let bytes = rows * d * Type::F32.bytes();
         if self.staged_fgrams.bytes().len() < bytes {
             self.staged_fgrams = gpu.staging(bytes)?;
         }
-        room(gpu, &mut self.fgrams, bytes, &mut self.generation)?;
         self.fgram_rows = rows;
         if rows == 0 {
             return Ok(&mut []);
         }
         Ok(bytemuck::cast_slice_mut(&mut self.staged_fgrams.bytes()[..bytes]))
+    }
+
+    /// Room on the GPU for rows of f-grams of the next step.
+    pub(super) fn fgram_room(&mut self, gpu: &dyn Gpu, rows: usize, d: usize) -> Result<Slice<'_>, GpuError> {
+        room(gpu, &mut self.fgrams, rows * d * Type::F32.bytes(), &mut self.generation)?;
+        self.fgrams.of(Type::F32).part(0, rows * d)
     }
 
     /// Makes room for a step.

@@ -61,7 +61,7 @@ impl Copied {
 }
 
 /// Lets the page cache give up what was just copied, unless another process maps it.
-fn forget(file: &File, at: u64, len: usize) {
+pub(in crate::table) fn forget(file: &File, at: u64, len: usize) {
     #[cfg(target_os = "linux")]
     // SAFETY: a hint about a file that is open, without pointers.
     unsafe {

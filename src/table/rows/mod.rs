@@ -20,6 +20,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub(super) use copied::Copied;
+#[cfg(any(feature = "cuda", test))]
+pub(super) use copied::forget;
 pub(super) use direct::Direct;
 pub(super) use mapped::Mapped;
 pub(super) use populate::{Progress, populate};

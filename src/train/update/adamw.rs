@@ -88,13 +88,17 @@ struct Numbers {
 }
 
 impl Numbers {
-    /// Moves a weight and its moments.
+    /// Moves weights and their moments, given the gradient of the `i`-th.
     #[inline]
-    fn apply(&self, p: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
-        let g = g * self.scale;
-        *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-        *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-        *p = *p * self.keep - self.rate * *m / (v.sqrt() + self.epsilon);
+    fn apply(&self, p: &mut [f32], g: impl Fn(usize) -> f32, m: &mut [f32], v: &mut [f32]) {
+        // Of one length for certain, so that the loop needs no checks.
+        let (m, v) = (&mut m[..p.len()], &mut v[..p.len()]);
+        for i in 0..p.len() {
+            let g = g(i) * self.scale;
+            m[i] = self.beta1 * m[i] + (1.0 - self.beta1) * g;
+            v[i] = self.beta2 * v[i] + (1.0 - self.beta2) * g * g;
+            p[i] = p[i] * self.keep - self.rate * m[i] / (v[i].sqrt() + self.epsilon);
+        }
     }
 }
 
@@ -121,9 +125,8 @@ impl InplaceOp2 for Update<'_> {
             .zip(g.par_chunks(CHUNK))
             .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
             .for_each(|((p, g), (m, v))| {
-                for i in 0..p.len() {
-                    self.numbers.apply(&mut p[i], g[i], &mut m[i], &mut v[i]);
-                }
+                let g = &g[..p.len()];
+                self.numbers.apply(p, |i| g[i], m, v);
             });
         Ok(())
     }
@@ -157,9 +160,12 @@ impl InplaceOp1 for RowUpdate<'_> {
                 let mut gradients = self.rows.starting_at(first).peekable();
                 let rows = p.chunks_exact_mut(d).zip(m.chunks_exact_mut(d).zip(v.chunks_exact_mut(d)));
                 for (row, (p, (m, v))) in rows.enumerate() {
-                    let g = gradients.next_if(|(at, _)| *at == first + row).map(|(_, g)| g);
-                    for i in 0..d {
-                        numbers.apply(&mut p[i], g.map_or(0.0, |g| g[i]), &mut m[i], &mut v[i]);
+                    match gradients.next_if(|(at, _)| *at == first + row) {
+                        Some((_, g)) => {
+                            let g = &g[..p.len()];
+                            numbers.apply(p, |i| g[i], m, v);
+                        }
+                        None => numbers.apply(p, |_| 0.0, m, v),
                     }
                 }
             });

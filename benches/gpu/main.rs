@@ -1,12 +1,17 @@
 //! Decoding and reading on a GPU, beside what the GPU could do at most: the time to read the weights once at the rate at
 //! which it copies, and the operations at the rate at which it multiplies large bf16 matrices. Weights are random.
 //!
-//! `cargo bench --features cuda --bench gpu -- [--device cuda:0] [--json FILE]`. Prints a table in Markdown.
+//! And what a table costs a model of 1.3 billion parameters, wherever its rows are.
+//!
+//! `cargo bench --features cuda --bench gpu -- [--device cuda:0] [--json FILE]`. Prints tables in Markdown.
 
+#[path = "../machine/mod.rs"]
 mod machine;
+mod sequences;
+mod shapes;
+mod table;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,10 +19,11 @@ use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use machine::median;
 use scone::kernels::{BLOCK, Pool};
-use scone::model::{
-    Checkpoint, Config, DeviceChoice, Fgrams, Model, Piece, Runtime, WeightType, gpu_name, write_weights,
-};
-use serde_json::json;
+use scone::model::{Config, DeviceChoice, Fgrams, Model, Runtime, gpu_name};
+use sequences::Sequences;
+use serde_json::{Value, json};
+use shapes::{SHAPES, VOCABULARY, config_json, shape, weights, write_model};
+use tempfile::TempDir;
 
 // As in the programs.
 #[global_allocator]
@@ -40,6 +46,18 @@ struct Arguments {
     /// Steps that are measured.
     #[arg(long, default_value_t = 64)]
     steps: usize,
+    /// Rows of the table that is measured with the shape --table-shape, in 4,096 bytes each; 0: none.
+    #[arg(long, default_value_t = 0)]
+    table_rows: usize,
+    /// The shape that has the table.
+    #[arg(long, default_value = "1.3B")]
+    table_shape: String,
+    /// Where the table is written while it is measured [default: the system's directory for temporary files].
+    #[arg(long)]
+    scratch: Option<PathBuf>,
+    /// Writes a model of the first of --shapes, with the tokenizer of model_cards/default-baseline, and ends.
+    #[arg(long, value_name = "DIR")]
+    write_model: Option<PathBuf>,
     /// Where to write all measurements, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -48,58 +66,7 @@ struct Arguments {
     bench: bool,
 }
 
-/// Name, width, feed-forward width, layers, heads, key heads; of 49,152 tokens. The first is SmolLM2-135M's.
-const SHAPES: [(&str, [usize; 5]); 4] = [
-    ("tiny", [64, 192, 2, 4, 2]),
-    ("135M", [576, 1536, 30, 9, 3]),
-    ("1B", [2048, 5632, 22, 32, 8]),
-    ("1.9B", [2048, 8192, 30, 32, 8]),
-];
-const VOCABULARY: usize = 49_152;
-const CONTEXT: usize = 2048;
 const PREFILL: usize = 512;
-
-fn config([d, ffn, layers, heads, kv_heads]: [usize; 5]) -> Config {
-    let text = json!({
-        "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": d, "intermediate_size": ffn,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-        "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "tie_word_embeddings": true,
-    });
-    Config::parse(&text.to_string()).expect("a shape")
-}
-
-/// Random weights of a shape in bf16, in a file.
-fn weights(config: &Config, directory: &Path) -> Checkpoint {
-    let (d, ffn, head) = (config.hidden_size, config.intermediate_size, config.head());
-    let (q, kv) = (config.num_attention_heads * head, config.kv_heads() * head);
-    let matrix = |rows, columns| {
-        let numbers = Tensor::rand(-0.02f32, 0.02, (rows, columns), &Device::Cpu).expect("memory");
-        numbers.to_dtype(DType::BF16).expect("memory")
-    };
-    let ones = || Tensor::ones(d, DType::BF16, &Device::Cpu).expect("memory");
-    let mut all = BTreeMap::from([
-        ("model.embed_tokens.weight".to_owned(), matrix(VOCABULARY, d)),
-        ("model.norm.weight".to_owned(), ones()),
-    ]);
-    for i in 0..config.num_hidden_layers {
-        let name = |part: &str| format!("model.layers.{i}.{part}.weight");
-        for (part, rows, columns) in [
-            ("self_attn.q_proj", q, d),
-            ("self_attn.k_proj", kv, d),
-            ("self_attn.v_proj", kv, d),
-            ("self_attn.o_proj", d, q),
-            ("mlp.gate_proj", ffn, d),
-            ("mlp.up_proj", ffn, d),
-            ("mlp.down_proj", d, ffn),
-        ] {
-            all.insert(name(part), matrix(rows, columns));
-        }
-        all.insert(name("input_layernorm"), ones());
-        all.insert(name("post_attention_layernorm"), ones());
-    }
-    write_weights(&directory.join("model.safetensors"), &all, WeightType::Bf16).expect("a file");
-    Checkpoint::open(directory).expect("the file")
-}
 
 /// Seconds of each of some runs, after one that is not counted.
 fn seconds(device: &Device, runs: usize, mut work: impl FnMut()) -> Vec<f64> {
@@ -125,40 +92,34 @@ fn bounds(device: &Device) -> (f64, f64) {
     (2.0 * bytes as f64 / median(copy), 2.0 * (size as f64).powi(3) / median(product))
 }
 
-/// Sequences of random tokens, each with blocks of its own, of up to `len` positions.
-struct Sequences {
-    tokens: Vec<Vec<u32>>,
-    blocks: Vec<Vec<u32>>,
-}
-
-impl Sequences {
-    fn new(count: usize, len: usize) -> Self {
-        let each = len.div_ceil(BLOCK);
-        let token = |i: usize, n: usize| ((i * 7919 + n * 104_729) % VOCABULARY) as u32;
-        Self {
-            tokens: (0..count).map(|i| (0..len).map(|n| token(i, n)).collect()).collect(),
-            blocks: (0..count).map(|i| (0..each).map(|block| (block * count + i) as u32).collect()).collect(),
-        }
-    }
-
-    /// The time of a step from `past` to `len`, whose likeliest tokens are chosen, and that of the host in it.
-    fn step(&self, model: &mut Model, past: usize, len: usize) -> (Duration, Duration) {
-        let pieces: Vec<Piece<'_>> = self
-            .tokens
-            .iter()
-            .zip(&self.blocks)
-            .map(|(tokens, blocks)| Piece { tokens: &tokens[..len], past, blocks, wanted: 1 })
-            .collect();
-        let (mut logits, mut chosen) = (Vec::new(), Vec::new());
-        let greedy = vec![true; pieces.len()];
-        let start = Instant::now();
-        model.forward_choosing(&pieces, &greedy, &mut logits, &mut chosen).expect("a step");
-        (start.elapsed(), model.host_time())
-    }
+/// What a table costs.
+fn with_table(arguments: &Arguments, device: &Device, directory: &TempDir) -> Vec<Value> {
+    let name = &arguments.table_shape;
+    let sizes = shape(name).unwrap_or_else(|| panic!("there is no shape {name}"));
+    let config = Config::parse(&config_json(sizes, VOCABULARY)).expect("a shape");
+    let checkpoint = weights(&config, directory.path());
+    let case = table::Case {
+        rows: arguments.table_rows,
+        batch: 4,
+        past: arguments.past,
+        steps: arguments.steps,
+        gpu: !device.is_cpu(),
+    };
+    let positions = case.batch * (case.past + case.steps + 8).next_multiple_of(BLOCK);
+    let mut runtime = Runtime::new(Arc::new(Pool::new(4).expect("threads")), positions);
+    runtime.device = device.clone();
+    table::measure(&case, config.hidden_size, directory.path(), |fgrams| {
+        Model::new(config.clone(), &checkpoint, fgrams, &runtime).expect("a model")
+    })
 }
 
 fn main() {
     let arguments = Arguments::parse();
+    if let Some(directory) = &arguments.write_model {
+        let name = arguments.shapes.first().expect("a shape");
+        write_model(shape(name).unwrap_or_else(|| panic!("there is no shape {name}")), directory);
+        return;
+    }
     let device = arguments.device.open(0).unwrap_or_else(|error| panic!("{error}"));
     let name = gpu_name(&device).unwrap_or_else(|| "the CPU".to_owned());
     let (copied, multiplied) = bounds(&device);
@@ -166,11 +127,16 @@ fn main() {
     println!(
         "| shape | case | ms a step | tokens/s | bound, ms | of the bound | host, ms |\n|---|---|---|---|---|---|---|"
     );
+    let scratch = || {
+        let made = arguments.scratch.as_ref().map_or_else(tempfile::tempdir, tempfile::tempdir_in);
+        made.expect("a directory")
+    };
     let mut results = Vec::new();
     for (shape, sizes) in
         SHAPES.into_iter().filter(|(name, _)| arguments.shapes.iter().any(|asked| asked == name))
     {
-        let (config, directory) = (config(sizes), tempfile::tempdir().expect("a directory"));
+        let config = Config::parse(&config_json(sizes, VOCABULARY)).expect("a shape");
+        let directory = scratch();
         let checkpoint = weights(&config, directory.path());
         let end = arguments.past + arguments.steps + 8;
         let most = arguments.batches.iter().max().copied().unwrap_or(1);
@@ -198,21 +164,21 @@ fn main() {
             }));
         };
         for &batch in &arguments.batches {
-            let sequences = Sequences::new(batch, end);
-            // A few at a time, so that the largest step is no larger than a server's.
-            for past in (0..arguments.past).step_by(16) {
-                sequences.step(&mut model, past, (past + 16).min(arguments.past));
-            }
+            let sequences = Sequences::new(batch, end, VOCABULARY - 1);
+            sequences.read(&mut model, arguments.past);
             let times = (arguments.past..end).map(|past| sequences.step(&mut model, past, past + 1));
             report(format!("decode, {batch} at {}", arguments.past), batch, times.skip(8).collect());
         }
-        let sequences = Sequences::new(1, PREFILL);
+        let sequences = Sequences::new(1, PREFILL, VOCABULARY - 1);
         let times = (0..10).map(|_| sequences.step(&mut model, 0, PREFILL)).skip(2).collect();
         report(format!("read {PREFILL}"), PREFILL, times);
     }
+    let tables =
+        if arguments.table_rows > 0 { with_table(&arguments, &device, &scratch()) } else { Vec::new() };
     if let Some(path) = arguments.json {
-        let all =
-            json!({ "device": name, "copy_bytes_per_s": copied, "bf16_flops": multiplied, "steps": results });
+        let all = json!({
+            "device": name, "copy_bytes_per_s": copied, "bf16_flops": multiplied, "steps": results, "tables": tables,
+        });
         std::fs::write(&path, format!("{all:#}\n")).expect("the file of measurements");
     }
 }
