@@ -190,7 +190,8 @@ fn a_frozen_main_model_comes_out_as_it_was_and_its_tables_stay_apart() {
     let set = parquet::read(data.path("fgrams.parquet")).unwrap();
     let [ours, theirs] = [&adapter, &source].map(|directory| {
         let (format, path) = (RowFormat::packed(RowType::F16, 32), directory.table_path().unwrap());
-        build_table(directory, &set, format, Shard::WHOLE, &path, &mut |_| {}).unwrap();
+        build_table(directory, &set, format, Shard::WHOLE, &path, &candle_core::Device::Cpu, &mut |_| {})
+            .unwrap();
         path
     });
     adapter.open_table(&ours).unwrap();

@@ -205,7 +205,8 @@ async fn only_a_table_that_fits_is_taken() {
     let set = tiny::fgrams(directory.tokenizer());
     let int8 = table.with_file_name("int8.safetensors");
     let format = RowFormat::packed(RowType::Int8, directory.config().hidden_size);
-    build_table(&directory, &set, format, Shard::WHOLE, &int8, &mut |_| {}).unwrap();
+    build_table(&directory, &set, format, Shard::WHOLE, &int8, &candle_core::Device::Cpu, &mut |_| {})
+        .unwrap();
     fs::rename(&int8, &table).unwrap();
     assert_eq!(server.get("/health").await.1["table"]["replaced"], json!(true));
     let url = format!("http://{}/admin/table", server.address);

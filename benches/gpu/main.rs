@@ -22,7 +22,7 @@ use scone::kernels::{BLOCK, Pool};
 use scone::model::{Config, DeviceChoice, Fgrams, Model, Runtime, gpu_name};
 use sequences::Sequences;
 use serde_json::{Value, json};
-use shapes::{SHAPES, VOCABULARY, config_json, shape, weights, write_model};
+use shapes::{SHAPES, config_json, shape, weights, write_model};
 use tempfile::TempDir;
 
 // As in the programs.
@@ -37,6 +37,9 @@ struct Arguments {
     /// Shapes to measure, of those that there are.
     #[arg(long, value_delimiter = ',', default_value = "135M,1B,1.9B")]
     shapes: Vec<String>,
+    /// Tokens that there are.
+    #[arg(long, default_value_t = 49_152)]
+    vocabulary: usize,
     /// Sequences that decode together.
     #[arg(long, value_delimiter = ',', default_value = "1,4,32,128")]
     batches: Vec<usize>,
@@ -96,7 +99,7 @@ fn bounds(device: &Device) -> (f64, f64) {
 fn with_table(arguments: &Arguments, device: &Device, directory: &TempDir) -> Vec<Value> {
     let name = &arguments.table_shape;
     let sizes = shape(name).unwrap_or_else(|| panic!("there is no shape {name}"));
-    let config = Config::parse(&config_json(sizes, VOCABULARY)).expect("a shape");
+    let config = Config::parse(&config_json(sizes, arguments.vocabulary)).expect("a shape");
     let checkpoint = weights(&config, directory.path());
     let case = table::Case {
         rows: arguments.table_rows,
@@ -117,25 +120,30 @@ fn main() {
     let arguments = Arguments::parse();
     if let Some(directory) = &arguments.write_model {
         let name = arguments.shapes.first().expect("a shape");
-        write_model(shape(name).unwrap_or_else(|| panic!("there is no shape {name}")), directory);
+        write_model(
+            shape(name).unwrap_or_else(|| panic!("there is no shape {name}")),
+            arguments.vocabulary,
+            directory,
+        );
         return;
     }
     let device = arguments.device.open(0).unwrap_or_else(|error| panic!("{error}"));
     let name = gpu_name(&device).unwrap_or_else(|| "the CPU".to_owned());
     let (copied, multiplied) = bounds(&device);
     println!("{name}: copies {:.0} GB/s, multiplies {:.1} TFLOP/s\n", copied / 1e9, multiplied / 1e12);
-    println!(
-        "| shape | case | ms a step | tokens/s | bound, ms | of the bound | host, ms |\n|---|---|---|---|---|---|---|"
-    );
+    let measured = |name: &str| arguments.shapes.iter().any(|asked| asked == name);
+    if SHAPES.iter().any(|(name, _)| measured(name)) {
+        println!(
+            "| shape | case | ms a step | tokens/s | bound, ms | of the bound | host, ms |\n|---|---|---|---|---|---|---|"
+        );
+    }
     let scratch = || {
         let made = arguments.scratch.as_ref().map_or_else(tempfile::tempdir, tempfile::tempdir_in);
         made.expect("a directory")
     };
     let mut results = Vec::new();
-    for (shape, sizes) in
-        SHAPES.into_iter().filter(|(name, _)| arguments.shapes.iter().any(|asked| asked == name))
-    {
-        let config = Config::parse(&config_json(sizes, VOCABULARY)).expect("a shape");
+    for (shape, sizes) in SHAPES.into_iter().filter(|(name, _)| measured(name)) {
+        let config = Config::parse(&config_json(sizes, arguments.vocabulary)).expect("a shape");
         let directory = scratch();
         let checkpoint = weights(&config, directory.path());
         let end = arguments.past + arguments.steps + 8;
@@ -164,12 +172,12 @@ fn main() {
             }));
         };
         for &batch in &arguments.batches {
-            let sequences = Sequences::new(batch, end, VOCABULARY - 1);
+            let sequences = Sequences::new(batch, end, arguments.vocabulary - 1);
             sequences.read(&mut model, arguments.past);
             let times = (arguments.past..end).map(|past| sequences.step(&mut model, past, past + 1));
             report(format!("decode, {batch} at {}", arguments.past), batch, times.skip(8).collect());
         }
-        let sequences = Sequences::new(1, PREFILL, VOCABULARY - 1);
+        let sequences = Sequences::new(1, PREFILL, arguments.vocabulary - 1);
         let times = (0..10).map(|_| sequences.step(&mut model, 0, PREFILL)).skip(2).collect();
         report(format!("read {PREFILL}"), PREFILL, times);
     }

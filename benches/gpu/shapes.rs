@@ -17,8 +17,6 @@ pub(crate) const SHAPES: [(&str, [usize; 5]); 5] = [
     ("1.9B", [2048, 8192, 30, 32, 8]),
 ];
 
-/// The tokens of a model that is measured.
-pub(crate) const VOCABULARY: usize = 49_152;
 const CONTEXT: usize = 2048;
 
 /// The shape of a name, if there is one.
@@ -70,8 +68,8 @@ pub(crate) fn weights(config: &Config, directory: &Path) -> Checkpoint {
     Checkpoint::open(directory).expect("the file")
 }
 
-/// Writes a model of a shape that can be served: its tokenizer is that of the repository's models.
-pub(crate) fn write_model(sizes: [usize; 5], directory: &Path) {
+/// Writes a model of a shape for other programs: its tokenizer is that of the repository's models, of 8,192 tokens.
+pub(crate) fn write_model(sizes: [usize; 5], vocabulary: usize, directory: &Path) {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("model_cards/default-baseline");
     std::fs::create_dir_all(directory).expect("a directory");
     for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
@@ -80,7 +78,7 @@ pub(crate) fn write_model(sizes: [usize; 5], directory: &Path) {
         let from = if here.exists() { here } else { from.join(file) };
         std::fs::copy(from, directory.join(file)).expect("the tokenizer of model_cards/default-baseline");
     }
-    let text = config_json(sizes, 8192);
+    let text = config_json(sizes, vocabulary);
     std::fs::write(directory.join("config.json"), &text).expect("a file");
     weights(&Config::parse(&text).expect("a shape"), directory);
 }

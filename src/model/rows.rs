@@ -37,8 +37,11 @@ impl Shard {
 }
 
 /// Runs the f-gram model of a directory, as its files hold it, over a whole set, or the part of it that `shard` says,
-/// and writes the table, or that part of it. A build that was killed is taken up where it was. `progress` is told of
-/// every so many rows more.
+/// and writes the table, or that part of it, computed on `device`. A build that was killed is taken up where it was.
+/// `progress` is told of every so many rows more.
+///
+/// On a CPU the file is the same, byte for byte, however often it was taken up and on how many threads; on a GPU rows may
+/// differ from those by what f32 rounds away.
 ///
 /// # Errors
 /// Where the directory has no f-gram model, the set belongs to another tokenizer, or the disk refuses. Nothing is then
@@ -49,9 +52,9 @@ pub fn build_table(
     format: RowFormat,
     shard: Shard,
     output: &Path,
+    device: &Device,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), ModelError> {
-    let device = Device::Cpu;
     let contents = Contents::of_set(set);
     let identity = directory.identity(contents.sha256().to_owned())?;
     if let Some(scone) = directory.scone()
@@ -59,8 +62,8 @@ pub fn build_table(
     {
         return Err(ModelError::WrongSet { model: directory.path().to_owned() });
     }
-    let model = directory.fgram_model(&device)?;
-    let tokens = directory.token_embedding(&device)?;
+    let model = directory.fgram_model(device)?;
+    let tokens = directory.token_embedding(device)?;
     let ranks = shard.ranks(set.len());
     let mut writer = match shard {
         Shard::WHOLE => TableWriter::open(output, format, contents.clone(), &identity)?,
@@ -71,8 +74,11 @@ pub fn build_table(
     // A chunk is encoded and written while the next is computed.
     let mut ready = Vec::new();
     for chunk in left.chunks(CHUNK) {
-        let (written, rows) =
-            rayon::join(|| writer.push(&ready), || rows_of(set.index(), &model, &tokens, chunk));
+        let (written, rows) = std::thread::scope(|scope| {
+            let written = scope.spawn(|| writer.push(&ready));
+            let rows = rows_of(set.index(), &model, &tokens, chunk);
+            (written.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), rows)
+        });
         written?;
         progress((ready.len() / format.dim) as u64);
         ready = rows?;
@@ -167,4 +173,33 @@ pub fn matmul_rate() -> Result<f64, ModelError> {
         best = best.max(2.0 * (N * N * N) as f64 / start.elapsed().as_secs_f64());
     }
     Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ops::gpu::on_gpu;
+
+    /// The first f-grams of the model in the repository, which are of every length.
+    #[test]
+    fn rows_made_on_a_gpu_are_those_of_the_cpu() {
+        let directory = ModelDirectory::open(Path::new("model_cards/default")).unwrap();
+        let table = directory.open_table(&directory.table_path().unwrap()).unwrap();
+        let ranks: Vec<u32> = (0..60).chain((0..60).map(|i| 1000 * i + 999)).collect();
+        let lengths: std::collections::BTreeSet<_> = ranks.iter().map(|&rank| table.length(rank)).collect();
+        assert!(lengths.len() == 4, "{lengths:?}");
+        let rows = |device: &Device| {
+            let model = directory.fgram_model(device).unwrap();
+            rows_of(table.index(), &model, &directory.token_embedding(device).unwrap(), &ranks).unwrap()
+        };
+        let (found, expected) = (on_gpu(rows), rows(&Device::Cpu));
+        for (found, expected) in found.chunks_exact(table.dim()).zip(expected.chunks_exact(table.dim())) {
+            let apart = relative_difference(RowType::F32, expected, found);
+            assert!(apart < 1e-4, "{apart}");
+        }
+        assert!(
+            found != expected || crate::gpu::testing::real().is_some(),
+            "both were computed by the CPU's ops"
+        );
+    }
 }

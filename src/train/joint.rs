@@ -141,7 +141,7 @@ impl JointModel {
             if let (Some(lookup), Some(of_rows)) = (&lookup, of_rows) {
                 let of_rows = Gradient::Rows(lookup.gradient(var, &of_rows)?);
                 gradient = Some(match gradient {
-                    Some(whole) => whole.add(of_rows)?,
+                    Some(whole) => whole.plus(of_rows)?,
                     None => of_rows,
                 });
             }

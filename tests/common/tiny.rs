@@ -137,7 +137,7 @@ pub fn write(directory: &Path, seed: u64, row_type: RowType) -> ModelDirectory {
     let opened = ModelDirectory::open(directory).unwrap();
     let format = RowFormat::packed(row_type, opened.config().hidden_size);
     let table = directory.join("table.safetensors");
-    build_table(&opened, &set, format, Shard::WHOLE, &table, &mut |_| {}).unwrap();
+    build_table(&opened, &set, format, Shard::WHOLE, &table, &candle_core::Device::Cpu, &mut |_| {}).unwrap();
     opened
 }
 

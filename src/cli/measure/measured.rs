@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use candle_core::Device;
 use sha2::{Digest, Sha256};
 
 use super::Args;
@@ -73,7 +74,7 @@ impl Measured {
     }
 
     /// The table to be used, and whether it was built for this; a baseline has none.
-    pub(super) fn table(&self, args: &Args) -> Result<(Option<PathBuf>, bool)> {
+    pub(super) fn table(&self, args: &Args, device: &Device) -> Result<(Option<PathBuf>, bool)> {
         let (Some(set), Some(own)) = (self.corpora.set(), self.directory.table_path()) else {
             ensure!(args.table.is_none(), "the run is a baseline: it takes no --table");
             return Ok((None, false));
@@ -83,7 +84,7 @@ impl Measured {
         }
         let bar = progress_bar(set.len() as u64, "embedding f-grams [{bar:40}] {pos}/{len} {per_sec} {eta}");
         let format = RowFormat::packed(args.row_dtype, self.directory.config().hidden_size);
-        build_table(&self.directory, set, format, Shard::WHOLE, &own, &mut |rows| bar.inc(rows))?;
+        build_table(&self.directory, set, format, Shard::WHOLE, &own, device, &mut |rows| bar.inc(rows))?;
         bar.finish_and_clear();
         Ok((Some(own), true))
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 
 use self::measured::{Measured, Text};
+use super::device::DeviceFlag;
 use super::print;
 use crate::kernels::Pool;
 use crate::model::Runtime;
@@ -52,6 +53,8 @@ pub struct Args {
     /// Where the f-gram set is, if not where the run's config.toml has it
     #[arg(long, env = "SCONE_FGRAMS", value_name = "FILE")]
     fgrams: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceFlag,
     /// Print the results as one JSON document on standard output
     #[arg(long)]
     json: bool,
@@ -72,7 +75,8 @@ pub fn run(args: &Args) -> Result<()> {
     let measured = Measured::open(args)?;
     let texts = args.text.iter().map(|(name, path)| Ok((name, path, Text::read(path)?)));
     let texts = texts.collect::<Result<Vec<_>>>()?;
-    let (table, built) = measured.table(args)?;
+    let device = args.device.open()?;
+    let (table, built) = measured.table(args, &device)?;
     let live = measured.directory.live_table(table.as_deref(), Placement::default(), &mut |_, _| ())?;
     let (row_type, table_bytes) = match &live {
         Some(live) => (Some(live.get().row_type().to_string()), live.get().bytes()),
@@ -81,6 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
     let context = measured.config.model.context;
     let pool = Pool::new(rayon::current_num_threads()).context("cannot start the threads that compute")?;
     let mut runtime = Runtime::new(Arc::new(pool), context.max(1024));
+    runtime.device = device;
     runtime.kv_type = measured.directory.kv_type(None);
     let mut model = measured.directory.load_with(live, &runtime)?;
     let validation = measured.validate(&mut model)?;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::bail;
 
+use super::super::device::DeviceFlag;
 use super::super::shard::parse_shard;
 use super::super::{DEFAULT_MODEL, progress_bar};
 use crate::fgram::{FgramSet, parquet};
@@ -29,6 +30,8 @@ pub(super) struct Args {
     fgrams: Option<PathBuf>,
     #[command(flatten)]
     rows: RowArgs,
+    #[command(flatten)]
+    device: DeviceFlag,
     /// Build the i-th of n parts only; needs --output
     #[arg(long, value_name = "I/N", value_parser = parse_shard, requires = "output")]
     shard: Option<(u64, u64)>,
@@ -72,8 +75,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let (shard, format) = (shard(args), args.rows.format(directory.config().hidden_size));
     let rows = shard.ranks(set.len()).len();
     let bar = progress_bar(rows as u64, "embedding f-grams [{bar:40}] {pos}/{len} {per_sec} {eta}");
-    let mut told = false;
-    build_table(&directory, &set, format, shard, output, &mut |rows| {
+    let (mut told, device) = (false, args.device.open()?);
+    build_table(&directory, &set, format, shard, output, &device, &mut |rows| {
         if !std::mem::replace(&mut told, true) && rows > 0 {
             tracing::info!("{rows} rows were there already, from a build that was stopped");
             bar.set_position(rows);

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 
+use super::super::device::DeviceFlag;
 use super::super::{DEFAULT_MODEL, print, progress_bar};
 use super::build::set_of;
 use super::table_path;
@@ -37,6 +38,8 @@ pub(super) struct Args {
     /// Start every row at a multiple of so many bytes (a power of two up to 4096) [default: as in the model's own table]
     #[arg(long, value_name = "BYTES")]
     row_align: Option<usize>,
+    #[command(flatten)]
+    device: DeviceFlag,
     /// The directory to make
     #[arg(long, short, value_name = "DIR")]
     output: PathBuf,
@@ -67,7 +70,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     write_card(args, &old, added)?;
     let output = larger.table_path().context("scone.json is gone")?;
     let bar = progress_bar(set.len() as u64, "embedding f-grams [{bar:40}] {pos}/{len} {per_sec} {eta}");
-    build_table(&larger, &set, format, Shard::WHOLE, &output, &mut |rows| bar.inc(rows))?;
+    build_table(&larger, &set, format, Shard::WHOLE, &output, &args.device.open()?, &mut |rows| {
+        bar.inc(rows);
+    })?;
     bar.finish_and_clear();
     let both = new.len() - added;
     print(&format!("{} f-grams and {added} more ({both} of the new were there already)", old.len()))?;

@@ -29,10 +29,10 @@ impl Gradient {
     ///
     /// # Errors
     /// Where they differ in shape.
-    pub fn add(self, other: Self) -> Result<Self> {
+    pub fn plus(self, other: Self) -> Result<Self> {
         match (self, other) {
             (Self::Whole(a), Self::Whole(b)) => Ok(Self::Whole((a + b)?)),
-            (Self::Rows(a), Self::Rows(b)) => Ok(Self::Rows(a.add(b)?)),
+            (Self::Rows(a), Self::Rows(b)) => Ok(Self::Rows(a.plus(&b)?)),
             (Self::Whole(whole), Self::Rows(rows)) | (Self::Rows(rows), Self::Whole(whole)) => {
                 rows.add_to(&whole)?;
                 Ok(Self::Whole(whole))
@@ -55,12 +55,12 @@ impl Gradient {
 /// Adds up gradients of the same parameters.
 ///
 /// # Errors
-/// As [`Gradient::add`], and where one has a parameter that the other has not.
+/// As [`Gradient::plus`], and where one has a parameter that the other has not.
 pub fn add_gradients(sum: Gradients, mut gradients: Gradients) -> Result<Gradients> {
     let mut together = Gradients::new();
     for (name, gradient) in sum {
         let Some(other) = gradients.remove(&name) else { bail!("one batch gives {name} no gradient") };
-        together.insert(name, gradient.add(other)?);
+        together.insert(name, gradient.plus(other)?);
     }
     Ok(together)
 }

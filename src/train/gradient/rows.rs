@@ -49,7 +49,7 @@ impl RowGradient {
     }
 
     /// The rows of both, added up where both have one.
-    pub(super) fn add(self, other: Self) -> Result<Self> {
+    pub(super) fn plus(&self, other: &Self) -> Result<Self> {
         if self.shape != other.shape {
             bail!("gradients of tables of {:?} and {:?}", self.shape, other.shape);
         }

@@ -35,7 +35,7 @@ proptest! {
         for own in 0..2 {
             for other in 0..2 {
                 let [x, y] = [forms(&a).into_iter().nth(own).unwrap(), forms(&b).into_iter().nth(other).unwrap()];
-                let sum = x.add(y).unwrap();
+                let sum = x.plus(y).unwrap();
                 prop_assert_eq!(numbers(&sum.whole().unwrap()), numbers(&expected));
                 prop_assert_eq!(square_sums([&sum]).unwrap(), norm.clone());
             }
@@ -78,6 +78,6 @@ fn rows_that_are_none_of_the_table_are_refused() {
     }
     let others = rows(5, 2, 0.5, 1);
     let own = RowGradient::new(vec![0, 3], &values, &table).unwrap();
-    assert!(Gradient::Rows(own.clone()).add(Gradient::Rows(others.clone())).is_err());
-    assert!(Gradient::Rows(own).add(Gradient::Whole(others.whole().unwrap())).is_err());
+    assert!(Gradient::Rows(own.clone()).plus(Gradient::Rows(others.clone())).is_err());
+    assert!(Gradient::Rows(own).plus(Gradient::Whole(others.whole().unwrap())).is_err());
 }
