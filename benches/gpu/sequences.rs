@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use scone::kernels::BLOCK;
-use scone::model::{Model, Piece};
+use scone::model::{Draw, Model, Piece};
 
 /// Sequences of random tokens, each with blocks of its own, of up to `len` positions.
 pub(crate) struct Sequences {
@@ -35,9 +35,9 @@ impl Sequences {
             .map(|(tokens, blocks)| Piece { tokens: &tokens[..len], past, blocks, wanted: 1 })
             .collect();
         let (mut logits, mut chosen) = (Vec::new(), Vec::new());
-        let greedy = vec![true; pieces.len()];
+        let draws = vec![Some(vec![Draw::LIKELIEST]); pieces.len()];
         let start = Instant::now();
-        model.forward_choosing(&pieces, &greedy, &mut logits, &mut chosen).expect("a step");
+        model.forward_choosing(&pieces, &draws, &mut logits, &mut chosen).expect("a step");
         (start.elapsed(), model.host_time())
     }
 

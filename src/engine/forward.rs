@@ -1,12 +1,9 @@
 use std::sync::Arc;
 
-use crate::model::Piece;
+use crate::model::{Draw, Piece};
 
 /// What a forward pass failed with. It ends the requests that fail by themselves, not the engine.
 pub type ForwardError = Box<dyn std::error::Error + Send + Sync>;
-
-/// What [`Forward::forward_choosing`] says of logits that are no distribution.
-pub const NO_TOKEN: u32 = u32::MAX;
 
 /// Brings nearer what a model will need of a sequence's tokens. Called from a thread of its own.
 pub type Prefetch = Arc<dyn Fn(&[u32]) + Send + Sync>;
@@ -38,26 +35,25 @@ pub trait Forward: Send {
     /// Whatever keeps the model from computing. The engine then repeats the pass for each piece alone.
     fn forward(&mut self, batch: &[Piece<'_>], logits: &mut Vec<f32>) -> Result<(), ForwardError>;
 
-    /// Whether it can choose the likeliest token where the logits are: see [`Forward::forward_choosing`].
+    /// Whether it can choose tokens where the logits are: see [`Forward::forward_choosing`].
     fn chooses(&self) -> bool {
         false
     }
 
-    /// As [`Forward::forward`], where of the pieces marked `greedy` only the likeliest token of each wanted position is of
-    /// use: it goes into `chosen`, whose former contents are dropped, of equals the lowest, or [`NO_TOKEN`] where the logits
-    /// are no distribution; `logits` has only the other pieces'. Asked of models that [choose](Forward::chooses), which must
-    /// override it.
+    /// As [`Forward::forward`], where of the pieces that have `draws`, one for each wanted position, only the tokens are of use that these
+    /// choose: they go into `chosen`, whose former contents are dropped, or [`NO_TOKEN`](crate::model::NO_TOKEN) where the logits are no
+    /// distribution; `logits` has only the other pieces'. Asked of models that [choose](Forward::chooses), which must override it.
     ///
     /// # Errors
     /// As [`Forward::forward`].
     fn forward_choosing(
         &mut self,
         batch: &[Piece<'_>],
-        greedy: &[bool],
+        draws: &[Option<Vec<Draw>>],
         logits: &mut Vec<f32>,
         chosen: &mut Vec<u32>,
     ) -> Result<(), ForwardError> {
-        let _ = (batch, greedy, logits, chosen);
+        let _ = (batch, draws, logits, chosen);
         Err("this model does not choose tokens".into())
     }
 

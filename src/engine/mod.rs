@@ -36,7 +36,7 @@ mod worker;
 pub use crate::model::Piece;
 pub use counters::Counters;
 pub use error::{EngineError, Failure};
-pub use forward::{Forward, ForwardError, NO_TOKEN, Prefetch};
+pub use forward::{Forward, ForwardError, Prefetch};
 pub use handle::{Config, Engine, EngineHandle};
 pub use request::{Event, Finish, Penalties, Request, Sampling, Score};
 pub use sampler::{NotANumber, Sampler};

@@ -2,8 +2,8 @@ use std::sync::Arc;
 
 use super::{Forward, ForwardError, Piece, Prefetch};
 use crate::kernels::BLOCK;
-use crate::model::Model;
 use crate::model::embedding::prefetch_rows;
+use crate::model::{Draw, Model};
 use crate::table::Placement;
 
 impl Forward for Model {
@@ -34,11 +34,11 @@ impl Forward for Model {
     fn forward_choosing(
         &mut self,
         batch: &[Piece<'_>],
-        greedy: &[bool],
+        draws: &[Option<Vec<Draw>>],
         logits: &mut Vec<f32>,
         chosen: &mut Vec<u32>,
     ) -> Result<(), ForwardError> {
-        Ok(Model::forward_choosing(self, batch, greedy, logits, chosen)?)
+        Ok(Model::forward_choosing(self, batch, draws, logits, chosen)?)
     }
 
     fn parallel(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {

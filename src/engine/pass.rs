@@ -4,8 +4,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::sequence::Sequence;
 use super::{Failure, Forward, Piece, Score, score};
+use crate::model::Draw;
 
-/// What a pass gives: logits, or of greedy pieces the likeliest tokens; kept for its memory.
+/// What a pass gives: logits, or of pieces that have draws the tokens; kept for its memory.
 #[derive(Default)]
 pub(super) struct Output {
     pub(super) logits: Vec<f32>,
@@ -13,14 +14,14 @@ pub(super) struct Output {
 }
 
 /// Runs one forward pass. If it fails, each piece is run alone, so that only those fail that do so by themselves. Returns
-/// for each piece what it failed with; `output` is that of the others. Of `greedy` pieces it has tokens alone.
+/// for each piece what it failed with; `output` is that of the others. Of pieces that have `draws` it has tokens alone.
 pub(super) fn run(
     model: &mut dyn Forward,
     batch: &[Piece<'_>],
-    greedy: &[bool],
+    draws: &[Option<Vec<Draw>>],
     output: &mut Output,
 ) -> Vec<Result<(), String>> {
-    let Err(message) = try_run(model, batch, greedy, output) else { return vec![Ok(()); batch.len()] };
+    let Err(message) = try_run(model, batch, draws, output) else { return vec![Ok(()); batch.len()] };
     tracing::error!("{message}");
     output.logits.clear();
     output.chosen.clear();
@@ -28,34 +29,35 @@ pub(super) fn run(
         return vec![Err(message)];
     }
     let mut own = Output::default();
-    let mut alone = |(piece, greedy): (&Piece<'_>, &bool)| {
-        try_run(model, std::slice::from_ref(piece), std::slice::from_ref(greedy), &mut own)?;
+    let mut alone = |(piece, draws): (&Piece<'_>, &Option<Vec<Draw>>)| {
+        try_run(model, std::slice::from_ref(piece), std::slice::from_ref(draws), &mut own)?;
         output.logits.extend_from_slice(&own.logits);
         output.chosen.extend_from_slice(&own.chosen);
         Ok(())
     };
-    batch.iter().zip(greedy).map(&mut alone).collect()
+    batch.iter().zip(draws).map(&mut alone).collect()
 }
 
 fn try_run(
     model: &mut dyn Forward,
     batch: &[Piece<'_>],
-    greedy: &[bool],
+    draws: &[Option<Vec<Draw>>],
     output: &mut Output,
 ) -> Result<(), String> {
     let Output { logits, chosen } = output;
-    let forward = || match greedy.contains(&true) {
-        true => model.forward_choosing(batch, greedy, logits, chosen),
+    let chooses = draws.iter().any(Option::is_some);
+    let forward = || match chooses {
+        true => model.forward_choosing(batch, draws, logits, chosen),
         false => model.forward(batch, logits),
     };
     catch_unwind(AssertUnwindSafe(forward))
         .map_err(|panic| format!("the model panicked: {}", panic_message(&*panic)))?
         .map_err(|error| format!("the model failed: {error}"))?;
-    if !greedy.contains(&true) {
+    if !chooses {
         chosen.clear();
     }
     let wanted = |kind: bool| {
-        let of_kind = batch.iter().zip(greedy).filter(|(_, greedy)| **greedy == kind);
+        let of_kind = batch.iter().zip(draws).filter(|(_, draws)| draws.is_some() == kind);
         of_kind.map(|(piece, _)| piece.wanted).sum::<usize>()
     };
     let (rows, tokens) = (wanted(false) * model.vocab_size(), wanted(true));
@@ -72,7 +74,7 @@ pub(super) struct Computed<'a> {
     /// How many of its tokens were computed, without drafts.
     pub(super) count: usize,
     pub(super) logits: &'a mut [f32],
-    /// In place of logits, the likeliest token of each position.
+    /// In place of logits, the token of each position.
     pub(super) chosen: Option<&'a [u32]>,
     /// How many drafts were behind them.
     pub(super) drafted: usize,

@@ -5,7 +5,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use super::blocks::Blocks;
 use super::queue::{Turn, Waiting};
 use super::speculate::{Speculation, propose};
-use super::{Event, Failure, Finish, NO_TOKEN, NotANumber, Piece, Request, Sampler, Score, score};
+use super::{Event, Failure, Finish, NotANumber, Piece, Request, Sampler, Score, score};
+use crate::model::{Draw, NO_TOKEN};
 
 /// A sequence that has its turn: its tokens so far, and how far the model has got with them.
 pub(super) struct Sequence {
@@ -224,11 +225,11 @@ impl Sequence {
         self.prompt_logprobs.map(|top| (&self.tokens[next], top))
     }
 
-    /// Whether its next tokens are the likeliest ones, whatever else the logits say, and nobody asks for more of them.
-    pub(super) fn is_greedy(&self) -> bool {
+    /// How its next tokens, so many, are chosen from their logits, where nothing else is wanted of these.
+    pub(super) fn draws(&self, count: usize) -> Option<Vec<Draw>> {
         let generated = (self.len() - self.drafted).saturating_sub(self.prompt_len);
         let asks = self.logprobs.is_some() || self.scores_prompt();
-        !asks && generated >= self.min_tokens && self.sampler.is_greedy()
+        if asks || generated < self.min_tokens { None } else { self.sampler.draws(count) }
     }
 
     /// Takes the logits of [`Self::piece`]`(count)`, or in their place the tokens `chosen`, and the scores of [`Self::to_score`]`(count)`: samples where a token
@@ -295,11 +296,12 @@ impl Sequence {
         Ok(id)
     }
 
-    /// Takes the likeliest token after so many generated ones, and tells the receiver.
+    /// Takes a token that was chosen after so many generated ones, and tells the receiver.
     fn accept(&mut self, generated: usize, id: u32) -> Result<u32, NotANumber> {
         if id == NO_TOKEN {
             return Err(NotANumber);
         }
+        self.sampler.take_draw();
         self.tell(generated, id, None);
         Ok(id)
     }

@@ -174,26 +174,29 @@ impl Worker {
         let tokens: usize = batch.iter().map(|piece| piece.new_tokens()).sum();
         let has_drafts = self.running.iter().any(|sequence| sequence.drafted() > 0);
         let chooses = self.model.chooses();
-        let greedy: Vec<bool> = in_batch().map(|(sequence, _)| chooses && sequence.is_greedy()).collect();
-        let results = pass::run(&mut *self.model, &batch, &greedy, &mut self.output);
+        let draws: Vec<_> = in_batch()
+            .zip(&wanted)
+            .map(|((sequence, _), &wanted)| if chooses { sequence.draws(wanted) } else { None })
+            .collect();
+        let results = pass::run(&mut *self.model, &batch, &draws, &mut self.output);
         let is_fine = results.iter().all(Result::is_ok);
 
         let vocab_size = self.model.vocab_size();
         let (mut rest, mut tokens_left) = (self.output.logits.as_mut_slice(), self.output.chosen.as_slice());
         let mut computed = Vec::with_capacity(wanted.len());
         let in_batch = self.running.iter_mut().zip(&counts).filter(|(_, count)| **count > 0);
-        for (((sequence, &count), (rows, greedy)), result) in
-            in_batch.zip(wanted.into_iter().zip(greedy)).zip(results)
+        for (((sequence, &count), (rows, draws)), result) in
+            in_batch.zip(wanted.into_iter().zip(draws)).zip(results)
         {
             if let Err(message) = result {
                 sequence.fail(Failure::Model(message));
                 continue;
             }
-            let (logits, others) = rest.split_at_mut(if greedy { 0 } else { rows * vocab_size });
+            let (logits, others) = rest.split_at_mut(if draws.is_some() { 0 } else { rows * vocab_size });
             rest = others;
-            let (chosen, others) = tokens_left.split_at(if greedy { rows } else { 0 });
+            let (chosen, others) = tokens_left.split_at(if draws.is_some() { rows } else { 0 });
             tokens_left = others;
-            let chosen = greedy.then_some(chosen);
+            let chosen = draws.map(|_| chosen);
             let drafted = sequence.drafted();
             computed.push(Computed { sequence, count, logits, chosen, drafted, right: None });
         }

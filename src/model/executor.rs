@@ -4,7 +4,7 @@ use super::embedding::Embedding;
 #[cfg(any(feature = "cuda", test))]
 use super::gpu_transformer::{GpuTransformer, GpuWeights};
 use super::transformer::{Transformer, Weights};
-use super::{Checkpoint, Config, LiveTable, ModelError, Piece, Runtime};
+use super::{Checkpoint, Config, Draw, LiveTable, ModelError, Piece, Runtime};
 use crate::kernels::{KvCache, Pool, Span};
 use crate::table::Placement;
 
@@ -22,19 +22,19 @@ pub(super) enum Executor {
 pub(super) struct Wanted<'a> {
     /// The rows, ascending.
     pub(super) rows: &'a [usize],
-    /// Of which of them only the likeliest token is, where that can be told apart.
+    /// How the token is chosen of those of which only that is wanted.
     #[cfg_attr(
         not(any(feature = "cuda", test)),
         expect(dead_code, reason = "a CPU gives logits of all rows")
     )]
-    pub(super) choosing: &'a [bool],
+    pub(super) choosing: &'a [Option<Draw>],
 }
 
 /// Where a step's results go, in place of what was there.
 pub(super) struct Output<'a> {
     /// The logits of the wanted rows.
     pub(super) logits: &'a mut Vec<f32>,
-    /// The likeliest tokens, of those of which only these are wanted: of none on a CPU.
+    /// The tokens, of those of which only these are wanted: of none on a CPU.
     pub(super) chosen: &'a mut Vec<u32>,
 }
 

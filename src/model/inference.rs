@@ -4,7 +4,7 @@ use std::time::Duration;
 use candle_core::Device;
 
 use super::executor::{Executor, Output, Wanted};
-use super::{Checkpoint, Config, Embedding, Fgrams, ModelError, Piece};
+use super::{Checkpoint, Config, Draw, Embedding, Fgrams, ModelError, Piece};
 use crate::kernels::{BLOCK, Encoding, KvType, Pool, Span};
 
 /// How a model is run.
@@ -46,8 +46,8 @@ pub struct Model {
     pool: Arc<Pool>,
     /// The batch's rows whose logits are wanted: a step's own, kept for its memory.
     wanted: Vec<usize>,
-    /// Of which of these only the likeliest token is.
-    choosing: Vec<bool>,
+    /// How the token is chosen of those of which only that is.
+    choosing: Vec<Option<Draw>>,
     /// The blocks that a step writes, in order.
     written: Vec<u32>,
 }
@@ -137,8 +137,8 @@ impl Model {
         self.executor.is_on_gpu()
     }
 
-    /// As [`Model::forward`], where of the pieces marked `greedy` (left out: of none) only the likeliest token of each wanted
-    /// position is of use: a GPU (a CPU gives logits of all) puts it into `chosen`, of equals the lowest, or `u32::MAX` where the logits are no
+    /// As [`Model::forward`], where of some pieces only a token of each wanted position is of use, chosen as `draws` has it by
+    /// piece (left out: of none): a GPU (a CPU gives logits of all) puts it into `chosen`, or [`NO_TOKEN`](super::NO_TOKEN) where the logits are no
     /// distribution, and only the other pieces' logits into `logits`.
     ///
     /// # Errors
@@ -146,7 +146,7 @@ impl Model {
     pub fn forward_choosing(
         &mut self,
         pieces: &[Piece<'_>],
-        greedy: &[bool],
+        draws: &[Option<Vec<Draw>>],
         logits: &mut Vec<f32>,
         chosen: &mut Vec<u32>,
     ) -> Result<(), ModelError> {
@@ -162,7 +162,11 @@ impl Model {
         for (i, (piece, span)) in pieces.iter().zip(&spans).enumerate() {
             end += span.new;
             self.wanted.extend(end - piece.wanted.min(span.new)..end);
-            self.choosing.resize(self.wanted.len(), greedy.get(i).copied().unwrap_or_default());
+            if let Some(draws) = draws.get(i).and_then(Option::as_ref) {
+                let rows = self.wanted.len() - self.choosing.len();
+                self.choosing.extend(draws.iter().copied().map(Some).take(rows));
+            }
+            self.choosing.resize(self.wanted.len(), None);
         }
         let Self { executor, embedding, pool, wanted, choosing, .. } = self;
         executor.forward(

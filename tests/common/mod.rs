@@ -12,8 +12,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
-use scone::engine::{Config, Engine, EngineHandle, Forward, ForwardError, NO_TOKEN, Piece};
-use scone::model::TokenizerInfo;
+use scone::engine::{Config, Engine, EngineHandle, Forward, ForwardError, Piece, Sampler, Sampling};
+use scone::model::{Draw, NO_TOKEN, TokenizerInfo};
 use scone::server::{self, App, Chat, Guard, ModelCard, Observe};
 use scone::tokenizer::{Tokenizer, train_bpe};
 use serde_json::{Value, json};
@@ -214,7 +214,7 @@ impl Forward for HashModel {
     fn forward_choosing(
         &mut self,
         batch: &[Piece<'_>],
-        greedy: &[bool],
+        draws: &[Option<Vec<Draw>>],
         rows: &mut Vec<f32>,
         chosen: &mut Vec<u32>,
     ) -> Result<(), ForwardError> {
@@ -222,14 +222,15 @@ impl Forward for HashModel {
         self.forward(batch, &mut all)?;
         rows.clear();
         chosen.clear();
-        let kinds = batch.iter().zip(greedy).flat_map(|(piece, &greedy)| vec![greedy; piece.wanted]);
-        for (row, greedy) in all.chunks_exact(VOCAB).zip(kinds) {
-            if !greedy {
-                rows.extend_from_slice(row);
-            } else if row.iter().any(|x| x.is_nan()) || !row.iter().any(|x| x.is_finite()) {
-                chosen.push(NO_TOKEN);
-            } else {
-                chosen.push((0..VOCAB).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32);
+        let mut sampler = Sampler::new(Sampling::GREEDY, &[]);
+        let mut left = all.chunks_exact(VOCAB);
+        for (piece, draws) in batch.iter().zip(draws) {
+            assert!(draws.as_ref().is_none_or(|draws| draws.len() == piece.wanted));
+            for (i, row) in left.by_ref().take(piece.wanted).enumerate() {
+                match draws {
+                    None => rows.extend_from_slice(row),
+                    Some(draws) => chosen.push(sampler.pick(row, draws[i]).unwrap_or(NO_TOKEN)),
+                }
             }
         }
         Ok(())

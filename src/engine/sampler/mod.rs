@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use super::Sampling;
 use super::weights::{RUN, Weights, at_least, likeliest, peaks};
+use crate::model::Draw;
 use edits::Edits;
 
 /// Candidates for which room is kept from one token to the next: more than there usually are, but not a whole vocabulary
@@ -70,10 +71,15 @@ impl Sampler {
         Self { sampling, edits, random, peaks, by_size, sums, candidates, boundary }
     }
 
-    /// Whether the next token is the one of the largest logit, whatever the logits are, unless some are banned.
-    pub fn is_greedy(&self) -> bool {
-        let Sampling { temperature, top_k, .. } = self.sampling;
-        (temperature == 0.0 || top_k == 1) && self.edits.is_none()
+    /// How the next tokens, so many, are drawn, for who has the logits; None where these are to be changed before.
+    pub fn draws(&self, count: usize) -> Option<Vec<Draw>> {
+        let mut random = self.random.clone();
+        self.edits.is_none().then(|| (0..count).map(|_| next_draw(&self.sampling, &mut random)).collect())
+    }
+
+    /// Says that the first of these draws was made.
+    pub fn take_draw(&mut self) {
+        next_draw(&self.sampling, &mut self.random);
     }
 
     /// The next token, given the logits of all, which may not be one of `banned`. It counts as generated. The logits are
@@ -93,17 +99,25 @@ impl Sampler {
     }
 
     fn choose(&mut self, logits: &[f32]) -> Result<u32, NotANumber> {
+        let draw = next_draw(&self.sampling, &mut self.random);
+        self.pick(logits, draw)
+    }
+
+    /// The token that `draw` takes from these logits.
+    ///
+    /// # Errors
+    /// [`NotANumber`] if the logits define no distribution.
+    pub fn pick(&mut self, logits: &[f32], draw: Draw) -> Result<u32, NotANumber> {
         let max = peaks(logits, &mut self.peaks)?;
-        let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
-        if temperature == 0.0 || top_k == 1 {
+        let Draw { temperature, top_p, top_k, min_p, uniform } = draw;
+        if temperature == 0.0 {
             return Ok(likeliest(logits, &self.peaks, max));
         }
         let weights = Weights::new(max, temperature);
-        let uniform = self.random.random();
         let top_k = if top_k < logits.len() { top_k } else { 0 };
         let drawn = if top_p < 1.0 || min_p > 0.0 || top_k > 0 {
-            self.find_candidates(logits, max, weights, top_k);
-            draw(&self.candidates, uniform)
+            self.find_candidates(logits, max, weights, Draw { top_k, ..draw });
+            draw_from(&self.candidates, uniform)
         } else {
             self.draw_from_all(logits, weights, uniform)
         };
@@ -111,8 +125,8 @@ impl Sampler {
     }
 
     /// The tokens that are left of `min_p`, `top_k` and `top_p`, by id. 0 for `top_k` keeps all.
-    fn find_candidates(&mut self, logits: &[f32], max: f32, weights: Weights, top_k: usize) {
-        let Sampling { top_p, min_p, .. } = self.sampling;
+    fn find_candidates(&mut self, logits: &[f32], max: f32, weights: Weights, draw: Draw) {
+        let Draw { top_p, top_k, min_p, .. } = draw;
         // Below which logit a token cannot be left.
         let mut floor = f32::NEG_INFINITY;
         let mut total = None;
@@ -169,6 +183,15 @@ impl Sampler {
     }
 }
 
+/// How the next token is drawn. Only where that is left to chance it takes a random number.
+fn next_draw(sampling: &Sampling, random: &mut ChaCha8Rng) -> Draw {
+    let &Sampling { temperature, top_p, top_k, min_p, .. } = sampling;
+    if temperature == 0.0 || top_k == 1 {
+        return Draw::LIKELIEST;
+    }
+    Draw { temperature, top_p, top_k, min_p, uniform: random.random() }
+}
+
 /// Keeps the fewest of the likeliest candidates that together have at least `weight`, and at least one.
 ///
 /// The candidates may be a large part of the vocabulary, so they are not sorted: they are counted into bins of like logits,
@@ -197,7 +220,7 @@ fn keep_nucleus(candidates: &mut Vec<Candidate>, boundary: &mut Vec<Candidate>, 
 }
 
 /// The candidate at `uniform` (0 to 1) of the total weight; none only if no candidate has any.
-fn draw(candidates: &[Candidate], uniform: f64) -> Option<u32> {
+fn draw_from(candidates: &[Candidate], uniform: f64) -> Option<u32> {
     let total: f64 = candidates.iter().map(|c| c.weight).sum();
     take_at(candidates, uniform * total)
 }

@@ -1,4 +1,5 @@
 // Everything that is compiled, as one unit.
+#include "choose.cu"
 #include "elementwise.cu"
 #include "norm.cu"
 #include "paged_attention.cu"

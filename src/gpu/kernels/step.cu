@@ -91,45 +91,6 @@ template <class T> __device__ void gated(const T *wide, T *x, u32 width, u64 n) 
     }
 }
 
-// The place of each row's largest number, the first of equals; none where one is not a number or the largest not finite, as the
-// sampler on the CPU has it. A block a row.
-extern "C" KERNEL largest(const float *x, u32 *places, u32 n) {
-    __shared__ float values[WARP];
-    __shared__ u32 at[WARP];
-    const float *row = x + (u64)blockIdx.x * n;
-    float best = -INFINITY, broken = 0;
-    u32 place = 0;
-    for (u32 i = threadIdx.x; i < n; i += blockDim.x) {
-        float value = row[i];
-        if (value != value) broken = 1;
-        if (value > best) {
-            best = value;
-            place = i;
-        }
-    }
-    broken = block_max(broken);
-    for (u32 lane = WARP / 2; lane > 0; lane /= 2) {
-        float other = __shfl_xor_sync(ALL, best, lane);
-        u32 there = __shfl_xor_sync(ALL, place, lane);
-        if (other > best || (other == best && there < place)) {
-            best = other;
-            place = there;
-        }
-    }
-    if (threadIdx.x % WARP == 0) {
-        values[threadIdx.x / WARP] = best;
-        at[threadIdx.x / WARP] = place;
-    }
-    __syncthreads();
-    if (threadIdx.x != 0) return;
-    for (u32 i = 1; i < blockDim.x / WARP; i++)
-        if (values[i] > best || (values[i] == best && at[i] < place)) {
-            best = values[i];
-            place = at[i];
-        }
-    places[blockIdx.x] = broken != 0 || fabsf(best) == INFINITY ? 0xffffffffu : place;
-}
-
 #define FOR(T)                                                                                                          \
     extern "C" KERNEL embed_##T(const T *tokens, const float *fgrams, const u32 *sources, float *residual,              \
                                 u32 vocabulary, u32 d) {                                                                \

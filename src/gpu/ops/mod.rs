@@ -2,6 +2,7 @@
 
 mod adamw;
 mod attention;
+mod choose;
 mod cross_entropy;
 mod elementwise;
 mod linear;
@@ -15,6 +16,7 @@ mod table;
 
 pub(crate) use adamw::{AdamW, adamw, square_sums, sum};
 pub(crate) use attention::{Attention, attention, attention_backward, forward_rows, tiles};
+pub(crate) use choose::{Draw, choose};
 pub(crate) use cross_entropy::{CrossEntropy, cross_entropy};
 pub(crate) use elementwise::{add, convert, rope, scale, swiglu, swiglu_backward};
 pub(crate) use linear::{linear, linear_backward_input, linear_backward_weight};
@@ -23,7 +25,7 @@ pub(crate) use paged_attention::{CHUNK, Paged, paged_queries, paged_tiles};
 pub(crate) use product::{FEW, Packing, few_rows, product, unpack};
 pub(crate) use rows::{Scatter, add_rows, take_rows};
 pub(crate) use short_attention::{ShortSequences, short_attention, short_attention_backward, tree_attention};
-pub(crate) use step::{Turn, add_norm, embed, gated, largest, turn};
+pub(crate) use step::{Turn, add_norm, embed, gated, turn};
 pub(crate) use table::{RowKind, TableRows, table_rows};
 
 use super::{Gpu, GpuError, Launch, Slice, Type};

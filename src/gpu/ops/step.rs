@@ -146,17 +146,3 @@ pub(crate) fn gated(gpu: &dyn Gpu, wide: Slice<'_>, x: Slice<'_>, width: usize) 
     // SAFETY: n numbers, of rows twice as wide.
     unsafe { gpu.launch(&Launch { kernel, grid, block: BLOCK, shared: 0, arguments }) }
 }
-
-/// The place of the largest number of each row of n.
-pub(crate) fn largest(gpu: &dyn Gpu, x: Slice<'_>, places: Slice<'_>, n: usize) -> Result<(), GpuError> {
-    const OP: &str = "largest";
-    need(OP, "rows", x, places.len() * n, Type::F32)?;
-    need(OP, "places", places, places.len(), Type::U32)?;
-    if places.len() == 0 || n == 0 {
-        return Ok(());
-    }
-    let arguments = arguments![x, places, small(OP, n)?];
-    let grid = [small(OP, places.len())?, 1, 1];
-    // SAFETY: a block a row.
-    unsafe { gpu.launch(&Launch { kernel: "largest", grid, block: BLOCK, shared: 0, arguments }) }
-}

@@ -215,7 +215,7 @@ impl GpuTransformer {
             "a block that is not in the cache"
         );
         let size = Graphs::size(spans, wanted.rows);
-        let plan = Plan::new(spans, sources, wanted.rows, size, self.shape);
+        let plan = Plan::new(spans, sources, wanted, size, self.shape);
         self.workspace.prepare(&*self.gpu, &plan, self.shape)?;
         self.workspace.upload(&*self.gpu, &plan, self.shape)?;
         match size {
@@ -226,24 +226,22 @@ impl GpuTransformer {
         Ok(self.download(wanted, output)?)
     }
 
-    /// Waits for the step, and takes what is wanted of it: of rows of which only the likeliest token is, no logits.
+    /// Waits for the step, and takes what is wanted of it: of rows whose token was chosen here, no logits.
     fn download(&self, wanted: Wanted<'_>, output: &mut Output<'_>) -> Result<(), GpuError> {
         let (vocabulary, rows) = (self.shape.vocabulary, wanted.rows.len());
         let Output { logits, chosen } = output;
         chosen.clear();
-        if wanted.choosing.contains(&true) {
+        if wanted.choosing.iter().any(Option::is_some) {
             let mut all = vec![0u32; rows];
             let places = self.workspace.places.of(Type::U32).part(0, rows)?;
             self.gpu.download(places, bytemuck::cast_slice_mut(&mut all))?;
-            chosen.extend(
-                all.into_iter().zip(wanted.choosing).filter_map(|(token, &own)| own.then_some(token)),
-            );
+            chosen.extend(all.into_iter().zip(wanted.choosing).filter_map(|(token, own)| own.map(|_| token)));
         }
         logits.resize((rows - chosen.len()) * vocabulary, 0.0);
         let (mut row, mut to) = (0, logits.as_mut_slice());
         // Neighbours in one copy.
-        for run in wanted.choosing.chunk_by(|a, b| a == b) {
-            if run[0] {
+        for run in wanted.choosing.chunk_by(|a, b| a.is_some() == b.is_some()) {
+            if run[0].is_some() {
                 row += run.len();
                 continue;
             }
@@ -329,7 +327,9 @@ impl GpuTransformer {
                 [rows, shape.width, shape.vocabulary],
             )?,
         }
-        // Of all rows: it costs next to nothing, and a recorded step is the same whoever wants what.
-        ops::largest(gpu, found, work.places.of(Type::U32).part(0, rows)?, shape.vocabulary)
+        // Of all rows: a recorded step is the same whoever wants what, and where nobody does it is the largest, which is next to
+        // nothing.
+        let places = work.places.of(Type::U32).part(0, rows)?;
+        ops::choose(gpu, found, parts.draws, places, shape.vocabulary)
     }
 }

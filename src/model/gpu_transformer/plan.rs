@@ -1,6 +1,7 @@
-use super::Shape;
+use super::{Shape, Wanted};
 use crate::gpu::ops;
 use crate::kernels::{BLOCK, Span};
+use crate::model::Draw;
 
 /// A sequence's part of a step from so many rows on is done in tiles, else query by query.
 const MANY: usize = 8;
@@ -10,7 +11,8 @@ const NONE: u32 = u32::MAX;
 
 /// What a step reads besides weights, as one list of numbers, and how many of what there are.
 pub(super) struct Plan {
-    /// Sources, positions and slots by row; three numbers a query; four a tile; the wanted rows; the sequences' pages.
+    /// Sources, positions and slots by row; three numbers a query; four a tile; the wanted rows and a draw for each; the
+    /// sequences' pages.
     pub(super) numbers: Vec<u32>,
     pub(super) rows: usize,
     pub(super) queries: usize,
@@ -26,7 +28,7 @@ impl Plan {
     pub(super) fn new(
         spans: &[Span<'_>],
         sources: &[u32],
-        wanted: &[usize],
+        wanted: Wanted<'_>,
         size: Option<usize>,
         shape: Shape,
     ) -> Self {
@@ -63,16 +65,41 @@ impl Plan {
             // Fewer different steps to record.
             chunks = chunks.next_power_of_two();
         }
-        let wanted: Vec<u32> =
-            wanted.iter().map(|&row| row as u32).chain((sources.len()..rows).map(|row| row as u32)).collect();
-        let counts = (queries.len() / 3, tiles.len() / 4, wanted.len(), pages.len());
+        let wanted_rows: Vec<u32> = wanted
+            .rows
+            .iter()
+            .map(|&row| row as u32)
+            .chain((sources.len()..rows).map(|row| row as u32))
+            .collect();
+        let mut draws: Vec<u32> = wanted
+            .choosing
+            .iter()
+            .flat_map(|draw| draw.map_or_else(ops::Draw::default, draw_of).numbers())
+            .collect();
+        draws.resize(wanted_rows.len() * ops::Draw::NUMBERS, 0);
+        let counts = (queries.len() / 3, tiles.len() / 4, wanted_rows.len(), pages.len());
         let numbers =
-            [sources, &vec![0; fill], &positions, &slots, &queries, &tiles, &wanted, &pages].concat();
+            [sources, &vec![0; fill], &positions, &slots, &queries, &tiles, &wanted_rows, &draws, &pages]
+                .concat();
         Self { numbers, rows, queries: counts.0, tiles: counts.1, wanted: counts.2, pages: counts.3, chunks }
     }
 
     /// What two steps must have in common to be asked for in the same way, if they are filled up.
     pub(super) fn key(&self) -> (usize, usize) {
         (self.rows, self.chunks)
+    }
+}
+
+/// A draw as the kernel reads it.
+fn draw_of(draw: Draw) -> ops::Draw {
+    let Draw { temperature, top_p, top_k, min_p, uniform } = draw;
+    // As the sampler on the CPU has it: no temperature overflows, and minus infinity keeps its weight of nothing.
+    let scale = (1.0 / temperature).clamp(f64::from(f32::MIN_POSITIVE), 1e30) as f32;
+    ops::Draw {
+        scale: if temperature == 0.0 { 0.0 } else { scale },
+        min_p: min_p as f32,
+        top_p: top_p as f32,
+        uniform: (uniform as f32).min(1.0_f32.next_down()),
+        top_k: u32::try_from(top_k).unwrap_or(0),
     }
 }

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use rand::{RngExt, SeedableRng};
 
-use crate::gpu::{Type, ops, testing};
+use crate::gpu::{Gpu, Type, ops, testing};
 use crate::kernels::{Encoding, Pool};
 use crate::model::ops::gpu::on_gpu;
 use crate::model::{
-    Checkpoint, Config, Fgrams, Model, ModelDirectory, Piece, Runtime, WeightType, write_weights,
+    Checkpoint, Config, Draw, Fgrams, Model, ModelDirectory, NO_TOKEN, Piece, Runtime, WeightType,
+    write_weights,
 };
 
 const VOCABULARY: usize = 96;
@@ -131,7 +132,9 @@ fn choose(model: &mut Model) {
     model.forward(&pieces, &mut all).unwrap();
     let rows: Vec<&[f32]> = all.chunks_exact(vocabulary).collect();
     let (mut logits, mut chosen) = (Vec::new(), Vec::new());
-    model.forward_choosing(&pieces, &[true, false, true], &mut logits, &mut chosen).unwrap();
+    let likeliest_of = |count| Some(vec![Draw::LIKELIEST; count]);
+    let draws = [likeliest_of(2), None, likeliest_of(3)];
+    model.forward_choosing(&pieces, &draws, &mut logits, &mut chosen).unwrap();
     assert_eq!(logits, rows[2]);
     let likeliest =
         |row: &&[f32]| (0..vocabulary).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
@@ -268,9 +271,19 @@ fn packed_weights_are_read_as_on_the_cpu() {
     }
 }
 
+/// The tokens that the kernel chooses from rows of n logits.
+fn chosen(gpu: &dyn Gpu, x: &[f32], draws: &[ops::Draw], n: usize) -> Vec<u32> {
+    let numbers: Vec<u32> = draws.iter().flat_map(|draw| draw.numbers()).collect();
+    let (x, draws) = (testing::numbers(gpu, x, Type::F32), testing::indices(gpu, &numbers));
+    let places = testing::indices(gpu, &vec![9; draws.of(Type::U32).len() / ops::Draw::NUMBERS]);
+    ops::choose(gpu, x.of(Type::F32), draws.of(Type::U32), places.of(Type::U32), n).unwrap();
+    let mut found = vec![0u32; places.of(Type::U32).len()];
+    gpu.download(places.of(Type::U32), bytemuck::cast_slice_mut(&mut found)).unwrap();
+    found
+}
+
 #[test]
 fn the_largest_of_a_row_is_its_first() {
-    let gpu = &*testing::gpus()[0];
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(6);
     let (rows, n) = (7, 1000);
     let mut x: Vec<f32> = (0..rows * n).map(|_| rng.random()).collect();
@@ -280,10 +293,79 @@ fn the_largest_of_a_row_is_its_first() {
     x[4 * n + 5] = f32::NAN;
     x[5 * n..6 * n].fill(f32::NEG_INFINITY);
     x[6 * n + 3] = f32::INFINITY;
-    let (numbers, places) = (testing::numbers(gpu, &x, Type::F32), testing::indices(gpu, &[9; 7]));
-    ops::largest(gpu, numbers.of(Type::F32), places.of(Type::U32), n).unwrap();
-    let mut found = [0u32; 7];
-    gpu.download(places.of(Type::U32), bytemuck::cast_slice_mut(&mut found)).unwrap();
     let last = (0..n).max_by(|&a, &b| x[3 * n + a].total_cmp(&x[3 * n + b])).unwrap() as u32;
-    assert_eq!(found, [999, 0, 17, last, u32::MAX, u32::MAX, u32::MAX]);
+    for gpu in testing::gpus() {
+        let found = chosen(&*gpu, &x, &[ops::Draw::default(); 7], n);
+        assert_eq!(found, [999, 0, 17, last, NO_TOKEN, NO_TOKEN, NO_TOKEN]);
+        // What is no distribution is none to draw from either.
+        let drawn = ops::Draw { scale: 1.0, top_p: 1.0, uniform: 0.5, ..ops::Draw::default() };
+        assert_eq!(chosen(&*gpu, &x, &[drawn; 7], n)[4..], [NO_TOKEN; 3]);
+    }
+}
+
+/// What a draw takes, from the definition: everything sorted, in f64. For each token that is left, by id, its share of the weight.
+fn shares(logits: &[f32], draw: ops::Draw) -> Vec<(usize, f64)> {
+    let max = logits.iter().fold(f32::NEG_INFINITY, |max, &x| max.max(x));
+    let weight = |x: f32| (f64::from(x - max) * f64::from(draw.scale)).exp();
+    let mut left: Vec<(usize, f64)> = logits.iter().map(|&x| weight(x)).enumerate().collect();
+    left.retain(|(_, weight)| *weight >= f64::from(draw.min_p));
+    left.sort_by(|a, b| b.1.total_cmp(&a.1));
+    if draw.top_k > 0 {
+        left.truncate(draw.top_k as usize);
+    }
+    let all: f64 = left.iter().map(|(_, weight)| weight).sum();
+    let mut sum = 0.0;
+    let enough = left.iter().position(|(_, weight)| {
+        sum += weight;
+        sum >= f64::from(draw.top_p) * all
+    });
+    left.truncate(enough.map_or(left.len(), |last| last + 1));
+    let all: f64 = left.iter().map(|(_, weight)| weight).sum();
+    left.sort_by_key(|(id, _)| *id);
+    left.into_iter().map(|(id, weight)| (id, weight / all)).collect()
+}
+
+#[test]
+fn a_drawn_token_is_where_the_definition_has_it() {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(8);
+    let gpus = testing::gpus();
+    let mut seen = std::collections::BTreeSet::new();
+    for n in [1, 31, 257, 1003] {
+        // No two are equal, so that it is clear which are left.
+        let mut order: Vec<usize> = (0..n).collect();
+        let mut x = Vec::new();
+        let draws: Vec<ops::Draw> = (0..30)
+            .map(|i| {
+                order.sort_by_cached_key(|_| rng.random::<u32>());
+                x.extend(order.iter().map(|&rank| 9.0 * (rank as f32 / n as f32).powi(3) - 3.0));
+                ops::Draw {
+                    scale: [0.3, 1.0, 2.5][i % 3],
+                    min_p: if i % 4 == 1 { 0.05 } else { 0.0 },
+                    top_p: if i % 5 < 2 { 0.8 } else { 1.0 },
+                    top_k: if i % 7 < 3 { 1 + 5 * (i as u32 % 7) } else { 0 },
+                    uniform: rng.random::<f32>().min(0.999),
+                }
+            })
+            .collect();
+        // What has no weight is never drawn.
+        if n > 100 {
+            x[n - 1] = f32::NEG_INFINITY;
+        }
+        for gpu in &gpus {
+            for ((found, draw), row) in chosen(&**gpu, &x, &draws, n).into_iter().zip(&draws).zip(x.chunks(n))
+            {
+                let (shares, mut before) = (shares(row, *draw), 0.0);
+                let at = shares.iter().position(|(id, _)| *id == found as usize);
+                let at = at.unwrap_or_else(|| panic!("{found} of {n} is not left: {draw:?}"));
+                before += shares[..at].iter().map(|(_, share)| share).sum::<f64>();
+                let (uniform, end) = (f64::from(draw.uniform), before + shares[at].1);
+                assert!(
+                    before - 1e-5 <= uniform && uniform <= end + 1e-5,
+                    "{draw:?}: {found} is from {before} to {end}"
+                );
+                seen.insert((n, at, shares.len()));
+            }
+        }
+    }
+    assert!(seen.len() > 50, "the draws are all alike: {}", seen.len());
 }
