@@ -141,11 +141,13 @@ fn statistics(prompt_tokens: usize, tokens: &[Instant], start: Instant) -> Strin
         return format!("{prompt_tokens} prompt tokens, nothing generated");
     };
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
-    let count = tokens.len();
-    let rate = (count - 1) as f64 / last.duration_since(first).as_secs_f64();
-    let rate = if count > 1 { format!(", then {rate:.1} tokens/s") } else { String::new() };
-    let ttft = milliseconds(first.duration_since(start));
-    format!("{prompt_tokens} prompt tokens, {count} generated; first after {ttft:.0} ms{rate}")
+    let (count, all) = (tokens.len(), last.duration_since(start));
+    // With the prompt: a small model has made several tokens before the first is seen here.
+    let rate = count as f64 / all.as_secs_f64();
+    let (ttft, all) = (milliseconds(first.duration_since(start)), milliseconds(all));
+    format!(
+        "{prompt_tokens} prompt tokens, {count} generated in {all:.0} ms ({rate:.1} tokens/s), the first after {ttft:.0} ms"
+    )
 }
 
 fn temperature(text: &str) -> Result<f64, String> {

@@ -61,7 +61,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
          memory, --table-mode\n  \
            ram                   {disk}, shared by all servers of the host\n  \
            mmap                  {index} at least; every row that is kept beside it saves a read\n  \
-           direct                {index} and --table-cache\n\
+           direct                {index} and --table-cache\n  \
+           pinned                {disk}, locked, of each server; a GPU reads it\n  \
+           device                {index}, and {rows} of a GPU's\n\
          memory of the build     {building}",
         HumanCount(args.rows as u64),
         HumanBytes(planned.rows / args.rows as u64)
