@@ -60,7 +60,7 @@
 //! # Where rows live
 //!
 //! [`Table::open`] maps the file and reads nothing. [`Table::open_with`] reads the index into memory, in the shared
-//! mapping, and keeps the rows in one of three places ([`Placement`]); every one gives the same rows.
+//! mapping, and keeps the rows where [`Placement`] says; every one gives the same rows.
 //!
 //! A file may be lost while it is mapped: cut short, written to, or on a disk that fails. A read of what is not there
 //! is caught (SIGBUS, see `guard`), and [`Table::check`], which every [`Table::gather`] ends with, fails from then on.

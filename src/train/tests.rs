@@ -128,7 +128,8 @@ fn every_parameter_receives_its_gradient() {
 /// and those of tables that are read only are of few rows.
 #[test]
 fn gradients_of_the_rows_that_are_read_are_those_of_the_whole_tables() {
-    for config in kinds() {
+    for (tied, mut config) in [true, false].into_iter().flat_map(|tied| kinds().map(|kind| (tied, kind))) {
+        config.model.tied = tied;
         let (model, parameters) = model(&config);
         let expected = model.loss(&batch()).unwrap();
         let store = expected.backward().unwrap();
@@ -139,9 +140,11 @@ fn gradients_of_the_rows_that_are_read_are_those_of_the_whole_tables() {
             let expected = values(&(store.get(var).unwrap() * 0.5).unwrap());
             let apart = difference(&ours, &expected);
             assert!(apart < 1e-5, "the gradient of {name} is off by {apart}");
-            // The main model's table is its head as well.
+            // The main model's table is its head as well where they are tied.
+            let read_only = name == "fgram/model.embed_tokens.weight"
+                || (!tied && name == "main/model.embed_tokens.weight");
             let sparse = matches!(&gradients[name], Gradient::Rows(rows) if rows.iter().count() <= 8);
-            assert_eq!(sparse, name == "fgram/model.embed_tokens.weight", "{name}");
+            assert_eq!(sparse, read_only, "{name}");
         }
     }
 }
@@ -197,32 +200,46 @@ fn sequences_of_a_window_cost_what_each_costs_alone() {
 
 #[test]
 fn a_frozen_main_model_gets_no_gradient_and_changes_no_other() {
-    let mut config = config(true);
-    let (trained, parameters) = model(&config);
-    config.train.freeze = Some(Freeze::Main);
-    let mut fixed = Parameters::new(5, config.model.init_std, &Device::Cpu);
-    let frozen = JointModel::create(&config, VOCABULARY, 4, &mut fixed).unwrap();
-    for (name, var) in fixed.iter() {
-        var.set(parameters.get(name).unwrap().as_tensor()).unwrap();
-    }
-    let batch = batch();
-    assert!((loss(&trained, &batch) - loss(&frozen, &batch)).abs() < 1e-5);
-    let expected = trained.loss(&batch).unwrap().backward().unwrap();
-    let gradients = frozen.loss(&batch).unwrap().backward().unwrap();
-    assert_eq!(
-        fixed.trained().map(|(name, _)| name).collect::<Vec<_>>(),
-        parameters.iter().map(|(name, _)| name).filter(|name| name.starts_with("fgram/")).collect::<Vec<_>>()
-    );
-    for (name, var) in fixed.iter() {
-        if name.starts_with("main/") {
-            assert!(gradients.get(var).is_none(), "{name} has a gradient");
-            continue;
+    for mut config in kinds().into_iter().skip(1) {
+        let (trained, parameters) = model(&config);
+        config.train.freeze = Some(Freeze::Main);
+        let mut fixed = Parameters::new(5, config.model.init_std, &Device::Cpu);
+        let frozen = JointModel::create(&config, VOCABULARY, 4, &mut fixed).unwrap();
+        for (name, var) in fixed.iter() {
+            var.set(parameters.get(name).unwrap().as_tensor()).unwrap();
         }
-        let (ours, expected) =
-            (gradients.get(var).unwrap(), expected.get(parameters.get(name).unwrap()).unwrap());
-        let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-        let off = norm(&(ours - expected).unwrap());
-        assert!(off < 1e-4 * norm(expected), "the gradient of {name} is off by {off} of {}", norm(expected));
+        assert!((loss(&trained, &batch()) - loss(&frozen, &batch())).abs() < 1e-5);
+        let expected = gradients(&trained, &parameters);
+        let found = gradients(&frozen, &fixed);
+        let fgram = |name: &&String| name.starts_with("fgram/");
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().filter(fgram).collect::<Vec<_>>());
+        for (name, ours) in &found {
+            let off = difference(&values(ours), &values(&expected[name]));
+            assert!(off < 1e-4, "the gradient of {name} is off by {off}");
+        }
+        let store = frozen.loss(&batch()).unwrap().backward().unwrap();
+        let has_gradient = fixed.iter().filter(|(_, var)| store.get(var).is_some()).map(|(name, _)| name);
+        assert!(has_gradient.eq(found.keys()), "the graph goes through the frozen model");
+    }
+}
+
+/// A batch in which no f-gram occurs says nothing about the f-gram model, and that is no error.
+#[test]
+fn a_batch_without_f_grams_has_gradients_of_zeros() {
+    for (frozen, mut config) in
+        [false, true].into_iter().flat_map(|f| kinds().map(|kind| (f, kind)).into_iter().skip(1))
+    {
+        config.train.freeze = frozen.then_some(Freeze::Main);
+        let (model, parameters) = model(&config);
+        let mut batch = batch();
+        batch.matches.fill(1);
+        let result = model.gradients(&batch, &parameters, 1.0);
+        let (_, gradients) = result.unwrap();
+        assert_eq!(gradients.len(), parameters.trained().count());
+        for (name, gradient) in &gradients {
+            let is_zero = values(&gradient.whole().unwrap()).iter().all(|&x| x == 0.0);
+            assert_eq!(is_zero, name.starts_with("fgram/"), "{name}");
+        }
     }
 }
 

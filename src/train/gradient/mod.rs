@@ -62,5 +62,8 @@ pub fn add_gradients(sum: Gradients, mut gradients: Gradients) -> Result<Gradien
         let Some(other) = gradients.remove(&name) else { bail!("one batch gives {name} no gradient") };
         together.insert(name, gradient.plus(other)?);
     }
+    if let Some(name) = gradients.into_keys().next() {
+        bail!("one batch gives {name} no gradient");
+    }
     Ok(together)
 }

@@ -2,9 +2,8 @@ use candle_core::{CpuStorage, Device, InplaceOp1, Layout, Result, Tensor, bail};
 
 use crate::model::ops::contiguous_mut;
 
-/// The gradient of a table `[len, d]` of which few rows were read. On a CPU: a GPU writes a whole one faster than the
-/// host could say which rows there are.
-#[derive(Clone, Debug, PartialEq)]
+/// The gradient of a table `[len, d]` of which few rows were read. On a CPU only; on a GPU gradients are whole.
+#[derive(Clone, Debug)]
 pub struct RowGradient {
     /// Rows of the table, ascending.
     rows: Vec<u32>,

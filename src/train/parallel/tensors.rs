@@ -14,17 +14,18 @@ pub(in crate::train) fn sum_gradients(
     if group.is_alone() {
         return Ok(());
     }
-    let (mut values, mut wholes) = (Vec::new(), Vec::with_capacity(gradients.len()));
+    let (mut values, mut places) = (Vec::new(), Vec::with_capacity(gradients.len()));
     for gradient in gradients.values() {
         let whole = gradient.whole()?;
+        values.reserve_exact(whole.elem_count());
         values.extend(whole.flatten_all()?.to_vec1::<f32>()?);
-        wholes.push(whole);
+        places.push((whole.shape().clone(), whole.device().clone()));
     }
     group.sum(&mut values)?;
     let mut rest = values.as_slice();
-    for (gradient, whole) in gradients.values_mut().zip(wholes) {
-        let (own, after) = rest.split_at(whole.elem_count());
-        *gradient = Gradient::Whole(Tensor::from_slice(own, whole.shape(), whole.device())?);
+    for (gradient, (shape, device)) in gradients.values_mut().zip(places) {
+        let (own, after) = rest.split_at(shape.elem_count());
+        *gradient = Gradient::Whole(Tensor::from_slice(own, &shape, &device)?);
         rest = after;
     }
     Ok(())
