@@ -37,6 +37,10 @@ def number(x):
     return f"{x:.0f}" if x else ""
 
 
+def median(times):
+    return f"{times['p50']:.2f}" if times else ""
+
+
 def ratio(a, b):
     return f"{a / b:.2f}" if a and b else ""
 
@@ -113,7 +117,7 @@ def main():
             for found in report["results"] if report else ():
                 text.append(
                     f"| {clients} | {found['target']} | {found['output_tokens_per_s']:.0f} "
-                    f"| {found['ttft_ms']['p50']:.2f} | {found['tpot_ms']['p50']:.2f} |"
+                    f"| {median(found['ttft_ms'])} | {median(found['tpot_ms'])} |"
                 )
     (output / "gpu.md").write_text("\n".join(text) + "\n")
 

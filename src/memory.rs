@@ -23,7 +23,12 @@ pub(crate) fn total() -> u64 {
 pub(crate) fn available() -> Option<u64> {
     let machine = kib_field("/proc/meminfo", "MemAvailable:")?;
     let limit = number("/sys/fs/cgroup/memory.max").zip(number("/sys/fs/cgroup/memory.current"));
-    Some(limit.map_or(machine, |(most, used)| machine.min(most.saturating_sub(used))))
+    // Cached files count as used there, though their memory can be had.
+    let cached = ["active_file ", "inactive_file "]
+        .iter()
+        .filter_map(|name| field("/sys/fs/cgroup/memory.stat", name));
+    let cached: u64 = cached.sum();
+    Some(limit.map_or(machine, |(most, used)| machine.min(most.saturating_sub(used.saturating_sub(cached)))))
 }
 
 /// Bytes that this process holds; 0 where the system does not say.
@@ -42,9 +47,14 @@ fn number(path: &str) -> Option<u64> {
 }
 
 fn kib_field(path: &str, name: &str) -> Option<u64> {
+    field(path, name).map(|kib| kib << 10)
+}
+
+/// The number after a name in a file of such lines.
+fn field(path: &str, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;
-    value.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+    value.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(all(test, target_os = "linux"))]

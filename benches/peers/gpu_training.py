@@ -41,14 +41,18 @@ def main():
     model = LlamaForCausalLM._from_config(config, attn_implementation="sdpa").to(device).train()
     fused = device.type == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
-    run = model if options.eager else torch.compile(model)
+
+    def loss_of(inputs, targets):
+        logits = model(inputs, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    run = loss_of if options.eager else torch.compile(loss_of)
 
     def step():
         start = time.perf_counter()
         tokens = torch.randint(0, options.vocabulary, (options.batch, options.context + 1), device=device)
         with torch.autocast(device.type, torch.bfloat16):
-            logits = run(tokens[:, :-1], use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+            loss = run(tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -18,17 +18,19 @@ import torch
 from transformers import AutoModelForCausalLM, StaticCache
 
 
-def decode(model, step, batch, past, steps, device):
+def decode(model, step, cache, batch, past, steps, device):
     """Seconds of each step."""
     vocabulary, length = model.config.vocab_size, past + steps + 8
     tokens = torch.randint(1, vocabulary, (batch, length), device=device)
-    cache = StaticCache(config=model.config, max_cache_len=length)
-    positions = torch.arange(past, device=device)
-    model(tokens[:, :past], past_key_values=cache, cache_position=positions, use_cache=True, logits_to_keep=1)
+    places = torch.arange(length, device=device).split(1)
+    cache.reset()
+    # cache_position: newer versions count by themselves and let it pass.
+    first = torch.arange(past, device=device)
+    model(tokens[:, :past], past_key_values=cache, cache_position=first, use_cache=True, logits_to_keep=1)
     times = []
     for at in range(past, length):
         start = time.perf_counter()
-        chosen = step(tokens[:, at : at + 1], cache, torch.tensor([at], device=device))
+        chosen = step(tokens[:, at : at + 1], cache, places[at])
         chosen.cpu()
         times.append(time.perf_counter() - start)
     return times[8:]
@@ -51,15 +53,19 @@ def main():
         out = model(tokens, past_key_values=cache, cache_position=position, use_cache=True)
         return out.logits[:, -1].argmax(-1)
 
-    if not options.eager:
-        step = torch.compile(step, mode="reduce-overhead", fullgraph=False)
     found = []
     print("| batch | ms a step | tokens/s |\n|---|---|---|")
     with torch.inference_mode():
         for batch in map(int, options.batches.split(",")):
+            cache = StaticCache(config=model.config, max_cache_len=options.past + options.steps + 8)
+            run = step
+            if not options.eager:
+                # Anew for each batch, so that none gets kernels that were made for any.
+                torch._dynamo.reset()
+                run = torch.compile(step, mode="reduce-overhead", dynamic=False)
             # Twice: the first time it is compiled.
             for _ in range(2):
-                times = decode(model, step, batch, options.past, options.steps, device)
+                times = decode(model, run, cache, batch, options.past, options.steps, device)
             median = statistics.median(times)
             print(f"| {batch} | {1e3 * median:.3f} | {batch / median:.0f} |", flush=True)
             found.append({"batch": batch, "past": options.past, "seconds": median})

@@ -62,8 +62,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
            ram                   {disk}, shared by all servers of the host\n  \
            mmap                  {index} at least; every row that is kept beside it saves a read\n  \
            direct                {index} and --table-cache\n  \
-           pinned                {disk}, locked, of each server; a GPU reads it\n  \
-           device                {index}, and {rows} of a GPU's\n\
+           pinned                {index}, and the rows locked, {rows} for each server; a GPU reads them\n  \
+           device                {index}, and {rows} of a GPU's, with the scales of its rows\n\
          memory of the build     {building}",
         HumanCount(args.rows as u64),
         HumanBytes(planned.rows / args.rows as u64)

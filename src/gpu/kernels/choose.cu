@@ -87,10 +87,12 @@ struct Left {
         while (low < high) {
             u32 middle = low + (high - low) / 2 + 1;
             cut = middle;
-            if (total(counts) >= least)
+            float there = total(counts);
+            if (there >= least)
                 low = middle;
             else
                 high = middle - 1;
+            if (there == least) break;
         }
         cut = low;
     }
@@ -136,16 +138,18 @@ extern "C" KERNEL choose(const float *x, const u32 *draws, u32 *places, u32 n) {
     for (u32 from = begin; from < end; from += WARP) {
         float own = from + lane < end ? left.weight(from + lane) : 0, all = warp_sum(own);
         if (all == 0) continue;
-        bool is_here = rest < all;
-        // One lane after the other: it is one of a few thousand pieces.
-        for (u32 other = 0; other < WARP; other++) {
-            float weight = __shfl_sync(ALL, own, other);
-            if (weight == 0) continue;
-            found = from + other;
-            rest -= weight;
-            if (is_here && rest < 0) break;
+        if (rest >= all) {
+            // Beyond this one; but should it be the last, rounding has it that way, and its last token is meant.
+            rest -= all;
+            found = from + (u32)warp_max(own > 0 ? lane : 0);
+            continue;
         }
-        if (is_here) break;
+        for (u32 other = 0; other < WARP && rest >= 0; other++) {
+            float weight = __shfl_sync(ALL, own, other);
+            if (weight > 0) found = from + other;
+            rest -= weight;
+        }
+        break;
     }
     if (lane == 0) places[blockIdx.x] = found;
 }

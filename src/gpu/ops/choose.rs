@@ -1,4 +1,7 @@
-use super::{BLOCK, Gpu, GpuError, Launch, Slice, Type, arguments, need, small};
+use super::{Gpu, GpuError, Launch, Slice, Type, arguments, need, small};
+
+/// Threads of a row at most: all that a block can have, for there may be a single row.
+const THREADS: u32 = 1024;
 
 /// How a row's token is chosen, as the kernel reads it. All zeros: the largest.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -42,7 +45,8 @@ pub(crate) fn choose(
         return Ok(());
     }
     let arguments = arguments![x, draws, places, small(OP, n)?];
+    let block = THREADS.min(small(OP, n.next_multiple_of(32))?);
     let grid = [small(OP, places.len())?, 1, 1];
     // SAFETY: a block a row, and a draw for each.
-    unsafe { gpu.launch(&Launch { kernel: "choose", grid, block: BLOCK, shared: 0, arguments }) }
+    unsafe { gpu.launch(&Launch { kernel: "choose", grid, block, shared: 0, arguments }) }
 }

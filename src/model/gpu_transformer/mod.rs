@@ -6,7 +6,7 @@
 //!
 //! The host puts what a step needs into staging memory, which is locked and of the right size: where each row comes from,
 //! its position, its place in the cache, the sequences' pages, and the rows of f-grams, in f32. That is copied, the step is
-//! asked for, and the host waits once, for the logits. A step that only decodes is filled up to one of a few sizes and
+//! asked for, and the host waits once, for tokens or logits. A step that only decodes is filled up to one of a few sizes and
 //! recorded (a CUDA graph), so that asking for it is one call.
 
 mod block;
@@ -52,7 +52,7 @@ pub(super) struct GpuTransformer {
     graphs: Graphs,
     /// The table whose rows are read here and not gathered by the host.
     table: Option<GpuTable>,
-    /// One that took its place and did not fit: the host gathers its rows.
+    /// One that took its place and could not be held: the host gathers its rows.
     left_out: Option<Arc<Table>>,
     /// When the step began, and how long the host took to ask for all of it.
     began: Instant,
@@ -149,6 +149,7 @@ impl GpuTransformer {
         self.gpu.wait()?;
         self.table = None;
         self.table = Some(GpuTable::load(&*self.gpu, table, place)?);
+        self.left_out = None;
         Ok(())
     }
 

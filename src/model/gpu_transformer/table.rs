@@ -114,14 +114,16 @@ fn on_device(gpu: &dyn Gpu, table: &Table) -> Result<Buffer, ModelError> {
     Ok(rows)
 }
 
+const NOT_LOCKED: &str =
+    "a table's rows cannot be locked in this machine's memory (--table-mode ram or mmap needs no lock)";
+
 /// Into locked memory of exactly their size.
 fn on_host(gpu: &dyn Gpu, table: &Table) -> Result<Buffer, ModelError> {
     let bytes = table.row_bytes_in_all();
     if crate::memory::available().is_some_and(|available| available < bytes as u64) {
-        let what = "locking a table's rows in the host's memory (--table-mode ram or mmap)".to_owned();
-        return Err(GpuError::Memory { what, bytes }.into());
+        return Err(ModelError::Gpu(format!("{NOT_LOCKED}: {bytes} bytes are not to be had")));
     }
-    let mut memory = gpu.staging(bytes)?;
+    let mut memory = gpu.staging(bytes).map_err(|error| ModelError::Gpu(format!("{NOT_LOCKED}: {error}")))?;
     for (i, part) in memory.bytes().chunks_mut(CHUNK).enumerate() {
         table.read_rows(i * CHUNK, part)?;
     }

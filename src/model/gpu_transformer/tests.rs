@@ -142,6 +142,41 @@ fn choose(model: &mut Model) {
     assert_eq!(chosen, expected);
 }
 
+/// Steps of one row a sequence, which are recorded, draw as the definition has it, each time otherwise.
+fn draw(model: &mut Model) {
+    let (tokens, vocabulary) = (sequences(), model.config().vocab_size);
+    let blocks: Vec<Vec<u32>> = (0..3).map(|i| vec![2 * i, 2 * i + 1]).collect();
+    let pieces = |end: usize, past| {
+        let piece = |i: usize| Piece { tokens: &tokens[i][..end], past, blocks: &blocks[i], wanted: 1 };
+        [piece(0), piece(1), piece(2)]
+    };
+    let (mut logits, mut chosen) = (Vec::new(), Vec::new());
+    model.forward(&pieces(20, 0), &mut logits).unwrap();
+    let cuts = [(1.0, 0, 0.0), (0.7, 0, 0.0), (1.0, 5, 0.0), (1.0, 0, 0.3), (0.9, 20, 0.01)];
+    for past in 20..28 {
+        model.forward(&pieces(past + 1, past), &mut logits).unwrap();
+        let drawn = |i: usize| {
+            let (top_p, top_k, min_p) = cuts[(past + i) % cuts.len()];
+            let uniform = ((past * 7 + i * 3) % 11) as f64 / 11.0;
+            Draw { temperature: 0.2 + 0.4 * i as f64, top_p, top_k, min_p, uniform }
+        };
+        let draws = [0, 1, 2].map(|i| Some(vec![drawn(i)]));
+        // Again: the same positions are written with what is there.
+        model.forward_choosing(&pieces(past + 1, past), &draws, &mut Vec::new(), &mut chosen).unwrap();
+        for (i, row) in logits.chunks_exact(vocabulary).enumerate() {
+            let Draw { temperature, top_p, top_k, min_p, uniform } = drawn(i);
+            let draw = ops::Draw {
+                scale: (1.0 / temperature) as f32,
+                min_p: min_p as f32,
+                top_p: top_p as f32,
+                uniform: uniform as f32,
+                top_k: top_k as u32,
+            };
+            is_where_the_definition_has_it(chosen[i], row, draw);
+        }
+    }
+}
+
 /// The largest difference, as a share of the largest logit.
 fn difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
@@ -175,6 +210,7 @@ fn logits_are_those_of_the_cpu() {
         assert!(apart < tolerance, "{model_type} {extra} {weights:?} {dtype:?}: logits differ by {apart}");
         assert!(on_gpu.recorded_steps() >= 1, "no step was recorded");
         choose(&mut on_gpu);
+        draw(&mut on_gpu);
     }
 }
 
@@ -325,6 +361,17 @@ fn shares(logits: &[f32], draw: ops::Draw) -> Vec<(usize, f64)> {
     left.into_iter().map(|(id, weight)| (id, weight / all)).collect()
 }
 
+/// That a token is where a draw falls; how many tokens there are, are before it, and are left.
+fn is_where_the_definition_has_it(found: u32, row: &[f32], draw: ops::Draw) -> (usize, usize, usize) {
+    let shares = shares(row, draw);
+    let at = shares.iter().position(|(id, _)| *id == found as usize);
+    let at = at.unwrap_or_else(|| panic!("{found} of {} is not left: {draw:?}", row.len()));
+    let before: f64 = shares[..at].iter().map(|(_, share)| share).sum();
+    let (uniform, end) = (f64::from(draw.uniform), before + shares[at].1);
+    assert!(before - 1e-5 <= uniform && uniform <= end + 1e-5, "{draw:?}: {found} is from {before} to {end}");
+    (row.len(), at, shares.len())
+}
+
 #[test]
 fn a_drawn_token_is_where_the_definition_has_it() {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(8);
@@ -354,16 +401,7 @@ fn a_drawn_token_is_where_the_definition_has_it() {
         for gpu in &gpus {
             for ((found, draw), row) in chosen(&**gpu, &x, &draws, n).into_iter().zip(&draws).zip(x.chunks(n))
             {
-                let (shares, mut before) = (shares(row, *draw), 0.0);
-                let at = shares.iter().position(|(id, _)| *id == found as usize);
-                let at = at.unwrap_or_else(|| panic!("{found} of {n} is not left: {draw:?}"));
-                before += shares[..at].iter().map(|(_, share)| share).sum::<f64>();
-                let (uniform, end) = (f64::from(draw.uniform), before + shares[at].1);
-                assert!(
-                    before - 1e-5 <= uniform && uniform <= end + 1e-5,
-                    "{draw:?}: {found} is from {before} to {end}"
-                );
-                seen.insert((n, at, shares.len()));
+                seen.insert(is_where_the_definition_has_it(found, row, *draw));
             }
         }
     }

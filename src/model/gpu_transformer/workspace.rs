@@ -28,7 +28,7 @@ pub(super) struct Workspace {
     /// A weight that was packed.
     pub(super) unpacked: Buffer,
     pub(super) logits: Buffer,
-    /// The place of the largest logit of each row.
+    /// The token that was chosen of each row.
     pub(super) places: Buffer,
     /// Counts how often a buffer was exchanged for a larger one.
     generation: u64,
@@ -103,6 +103,8 @@ impl Workspace {
 
     /// Room on the GPU for rows of f-grams of the next step.
     pub(super) fn fgram_room(&mut self, gpu: &dyn Gpu, rows: usize, d: usize) -> Result<Slice<'_>, GpuError> {
+        // What was staged for a step that then failed is not for this one.
+        self.fgram_rows = 0;
         room(gpu, &mut self.fgrams, rows * d * Type::F32.bytes(), &mut self.generation)?;
         self.fgrams.of(Type::F32).part(0, rows * d)
     }

@@ -7,9 +7,9 @@ use candle_core::Device;
 
 use super::*;
 use crate::gpu::{emulator, testing};
-use crate::model::ModelDirectory;
 use crate::model::gpu_transformer::tests::{run, runtime};
 use crate::model::ops::gpu::on_gpu;
+use crate::model::{ModelDirectory, Piece};
 use crate::table::{Placement, RowFormat, testing as tables};
 
 #[test]
@@ -65,6 +65,7 @@ fn a_model_reads_the_table_where_it_is_and_where_the_next_one_is() {
     };
     let mut expected = on_gpu(|device| open(Placement::default(), device)).unwrap();
     let expected = on_gpu(|_| run(&mut expected, &tokens, &steps));
+    let scratch = tempfile::tempdir().unwrap();
     for place in [GpuPlace::Device, GpuPlace::Host] {
         let refused = open(Placement::Gpu(place), &Device::Cpu).err().unwrap().to_string();
         assert!(refused.contains("--table-mode ram"), "{refused}");
@@ -86,6 +87,16 @@ fn a_model_reads_the_table_where_it_is_and_where_the_next_one_is() {
             live.reload(None).unwrap();
             emulator::with_memory(1 << 20, || again("with no room for it"));
             again("the one that did not fit");
+            // One whose rows are gathered by the CPU and whose file is changed fails, and leaves nothing to the next.
+            let other = scratch.path().join("other");
+            std::fs::copy("model_cards/default/table.safetensors", &other).unwrap();
+            live.reload(Some(&other)).unwrap();
+            emulator::with_memory(1 << 20, || again("another with no room"));
+            std::fs::File::options().append(true).open(&other).unwrap().set_len(1 << 20).unwrap();
+            let piece = Piece { tokens: &tokens[0][..40], past: 0, blocks: &[0, 1, 2], wanted: 1 };
+            assert!(model.forward(&[piece], &mut Vec::new()).is_err());
+            live.reload(Some(Path::new("model_cards/default/table.safetensors"))).unwrap();
+            assert!(run(&mut model, &tokens, &steps) == expected, "after one that failed");
         }
     }
     if testing::real().is_none() {
