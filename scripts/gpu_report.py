@@ -91,7 +91,7 @@ def main():
         "training_tokens_per_second": training,
     }
     (output / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = [f"# {decoding['device'] if decoding else 'GPU'}", "", f"Tests: {result['tests']}"]
+    text = [f"# {(decoding or tables or {}).get('device', 'GPU')}", "", f"Tests: {result['tests']}"]
     if failed:
         text += ["", f"Failed: {', '.join(failed)}"]
     cpu = result["perplexity"]["cpu-mmap"]
