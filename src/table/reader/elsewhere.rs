@@ -9,7 +9,8 @@ use crate::table::metrics::Tally;
 use crate::table::rows::forget;
 
 impl Table {
-    /// Reads a part of these bytes, from the byte `from` on, past the mapping; the page cache is told to forget them.
+    /// Reads a part of [`Table::row_bytes_in_all`], from the byte `from` on, past the mapping; the page cache is told to
+    /// forget it.
     ///
     /// # Errors
     /// Where the file ends before, or cannot be read.

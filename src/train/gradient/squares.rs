@@ -5,7 +5,8 @@ use super::Gradient;
 
 /// The sum of the squares of each of some gradients of one device, which is waited for once.
 ///
-/// On a CPU in f64 and row by row, so that rows which are not there count exactly as much as if they were there as zeros. On a GPU in f32, where a norm beyond 1.8e19 is infinite.
+/// On a CPU in f64 and row by row, so that rows which are not there count exactly as much as if they were there as
+/// zeros. On a GPU in f32, where a norm beyond 1.8e19 is infinite.
 ///
 /// # Errors
 /// Where the device fails.
