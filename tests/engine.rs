@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::{BLOCK, CONTEXT, FAIL, HashModel, NAN, PANIC, VOCAB, greedy, log_softmax, logits};
@@ -311,6 +312,25 @@ fn a_short_prompt_does_not_wait_for_a_long_one() {
     assert_eq!(run(&engine, request(vec![3; 10], 5)), alone(&request(vec![3; 10], 5)));
     assert!(long.try_recv().is_err());
     assert_eq!(collect(long), alone(&request(vec![7; 200], 5)));
+}
+
+#[test]
+fn the_next_part_of_a_prompt_is_known_a_step_before() {
+    for speculate in [0, 3] {
+        // Of so many blocks it is a model that is told.
+        let model = HashModel::with_blocks(100);
+        let foreseen = model.foreseen();
+        let config = Config { max_batch_tokens: 16, prefill_chunk: Some(4), speculate, ..Config::default() };
+        let engine = Engine::start(Box::new(model), config).unwrap();
+        let prompts = [vec![7; 90], (1..40).collect(), vec![5, 6]];
+        let all: Vec<Request> = prompts.into_iter().map(|prompt| request(prompt, 20)).collect();
+        let receivers = engine.handle().submit(all.clone()).unwrap();
+        for (receiver, request) in receivers.into_iter().zip(&all) {
+            assert_eq!(collect(receiver), alone(request));
+        }
+        // All but what the first step reads.
+        assert_eq!(foreseen.load(Ordering::Relaxed), 90 + 39 + 2 - 16);
+    }
 }
 
 #[test]

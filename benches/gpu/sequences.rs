@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use scone::kernels::BLOCK;
-use scone::model::{Draw, Model, Piece};
+use scone::model::{Draw, Model, Pass, Piece};
 
 /// Sequences of random tokens, each with blocks of its own, of up to `len` positions.
 pub(crate) struct Sequences {
@@ -37,7 +37,8 @@ impl Sequences {
         let (mut logits, mut chosen) = (Vec::new(), Vec::new());
         let draws = vec![Some(vec![Draw::LIKELIEST]); pieces.len()];
         let start = Instant::now();
-        model.forward_choosing(&pieces, &draws, &mut logits, &mut chosen).expect("a step");
+        let pass = Pass { draws: &draws, ..Pass::of(&pieces) };
+        model.forward_choosing(&pass, &mut logits, &mut chosen).expect("a step");
         (start.elapsed(), model.host_time())
     }
 

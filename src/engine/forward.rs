@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use crate::model::{Draw, Piece};
+use crate::model::{Pass, Piece};
 
 /// What a forward pass failed with. It ends the requests that fail by themselves, not the engine.
 pub type ForwardError = Box<dyn std::error::Error + Send + Sync>;
@@ -40,20 +40,19 @@ pub trait Forward: Send {
         false
     }
 
-    /// As [`Forward::forward`], where of the pieces that have `draws`, one for each wanted position, only the tokens are of use that these
-    /// choose: they go into `chosen`, whose former contents are dropped, or [`NO_TOKEN`](crate::model::NO_TOKEN) where the logits are no
-    /// distribution; `logits` has only the other pieces'. Asked of models that [choose](Forward::chooses), which must override it.
+    /// As [`Forward::forward`], where of the pieces that have draws only the tokens are of use that these choose: they go into `chosen`,
+    /// whose former contents are dropped, or [`NO_TOKEN`](crate::model::NO_TOKEN) where the logits are no distribution; `logits` has
+    /// only the other pieces'. Asked of models that [choose](Forward::chooses), which must override it.
     ///
     /// # Errors
     /// As [`Forward::forward`].
     fn forward_choosing(
         &mut self,
-        batch: &[Piece<'_>],
-        draws: &[Option<Vec<Draw>>],
+        pass: &Pass<'_>,
         logits: &mut Vec<f32>,
         chosen: &mut Vec<u32>,
     ) -> Result<(), ForwardError> {
-        let _ = (batch, draws, logits, chosen);
+        let _ = (pass, logits, chosen);
         Err("this model does not choose tokens".into())
     }
 

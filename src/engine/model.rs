@@ -3,7 +3,7 @@ use std::sync::Arc;
 use super::{Forward, ForwardError, Piece, Prefetch};
 use crate::kernels::BLOCK;
 use crate::model::embedding::prefetch_rows;
-use crate::model::{Draw, Model};
+use crate::model::{Model, Pass};
 use crate::table::Placement;
 
 impl Forward for Model {
@@ -33,12 +33,11 @@ impl Forward for Model {
 
     fn forward_choosing(
         &mut self,
-        batch: &[Piece<'_>],
-        draws: &[Option<Vec<Draw>>],
+        pass: &Pass<'_>,
         logits: &mut Vec<f32>,
         chosen: &mut Vec<u32>,
     ) -> Result<(), ForwardError> {
-        Ok(Model::forward_choosing(self, batch, draws, logits, chosen)?)
+        Ok(Model::forward_choosing(self, pass, logits, chosen)?)
     }
 
     fn parallel(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {

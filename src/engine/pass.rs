@@ -4,7 +4,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::sequence::Sequence;
 use super::{Failure, Forward, Piece, Score, score};
-use crate::model::Draw;
+use crate::model::{Draw, Pass};
 
 /// What a pass gives: logits, or of pieces that have draws the tokens; kept for its memory.
 #[derive(Default)]
@@ -13,42 +13,35 @@ pub(super) struct Output {
     pub(super) chosen: Vec<u32>,
 }
 
-/// Runs one forward pass. If it fails, each piece is run alone, so that only those fail that do so by themselves. Returns
-/// for each piece what it failed with; `output` is that of the others. Of pieces that have `draws` it has tokens alone.
-pub(super) fn run(
-    model: &mut dyn Forward,
-    batch: &[Piece<'_>],
-    draws: &[Option<Vec<Draw>>],
-    output: &mut Output,
-) -> Vec<Result<(), String>> {
-    let Err(message) = try_run(model, batch, draws, output) else { return vec![Ok(()); batch.len()] };
+/// Runs one forward pass, with draws, or None, for each piece. If it fails, each piece is run alone, so that only those fail
+/// that do so by themselves. Returns for each piece what it failed with; `output` is that of the others. Of pieces that have
+/// draws it has tokens alone.
+pub(super) fn run(model: &mut dyn Forward, pass: &Pass<'_>, output: &mut Output) -> Vec<Result<(), String>> {
+    let Pass { pieces, draws, .. } = *pass;
+    let Err(message) = try_run(model, pass, output) else { return vec![Ok(()); pieces.len()] };
     tracing::error!("{message}");
     output.logits.clear();
     output.chosen.clear();
-    if batch.len() == 1 {
+    if pieces.len() == 1 {
         return vec![Err(message)];
     }
     let mut own = Output::default();
     let mut alone = |(piece, draws): (&Piece<'_>, &Option<Vec<Draw>>)| {
-        try_run(model, std::slice::from_ref(piece), std::slice::from_ref(draws), &mut own)?;
+        let draws = std::slice::from_ref(draws);
+        try_run(model, &Pass { draws, ..Pass::of(std::slice::from_ref(piece)) }, &mut own)?;
         output.logits.extend_from_slice(&own.logits);
         output.chosen.extend_from_slice(&own.chosen);
         Ok(())
     };
-    batch.iter().zip(draws).map(&mut alone).collect()
+    pieces.iter().zip(draws).map(&mut alone).collect()
 }
 
-fn try_run(
-    model: &mut dyn Forward,
-    batch: &[Piece<'_>],
-    draws: &[Option<Vec<Draw>>],
-    output: &mut Output,
-) -> Result<(), String> {
+fn try_run(model: &mut dyn Forward, pass: &Pass<'_>, output: &mut Output) -> Result<(), String> {
     let Output { logits, chosen } = output;
-    let chooses = draws.iter().any(Option::is_some);
+    let chooses = model.chooses();
     let forward = || match chooses {
-        true => model.forward_choosing(batch, draws, logits, chosen),
-        false => model.forward(batch, logits),
+        true => model.forward_choosing(pass, logits, chosen),
+        false => model.forward(pass.pieces, logits),
     };
     catch_unwind(AssertUnwindSafe(forward))
         .map_err(|panic| format!("the model panicked: {}", panic_message(&*panic)))?
@@ -57,7 +50,7 @@ fn try_run(
         chosen.clear();
     }
     let wanted = |kind: bool| {
-        let of_kind = batch.iter().zip(draws).filter(|(_, draws)| draws.is_some() == kind);
+        let of_kind = pass.pieces.iter().zip(pass.draws).filter(|(_, draws)| draws.is_some() == kind);
         of_kind.map(|(piece, _)| piece.wanted).sum::<usize>()
     };
     let (rows, tokens) = (wanted(false) * model.vocab_size(), wanted(true));

@@ -84,6 +84,11 @@ impl Sequence {
         }
     }
 
+    /// As `left`, without drafts.
+    pub(super) fn known_left(&self) -> usize {
+        self.left() - self.drafted
+    }
+
     /// Whether it has a place in the cache.
     pub(super) fn has_place(&self) -> bool {
         self.place.is_some()
@@ -216,6 +221,12 @@ impl Sequence {
         };
         let blocks = self.place.as_ref().map_or(&[][..], |place| &place.blocks);
         Piece { tokens: &self.tokens[..end], past: self.computed, blocks, wanted }
+    }
+
+    /// The `next` tokens after those of [`Self::piece`]`(count)`, as the piece of a later step, without blocks; None if these are none.
+    pub(super) fn next_piece(&self, count: usize, next: usize) -> Option<Piece<'_>> {
+        let past = self.computed + count;
+        (next > 0).then(|| Piece { tokens: &self.tokens[..past + next], past, blocks: &[], wanted: 0 })
     }
 
     /// The tokens whose log-probabilities are asked for after [`Self::piece`]`(count)`, each the one after the position of

@@ -8,6 +8,7 @@ use super::queue::Queue;
 use super::schedule::schedule;
 use super::sequence::Sequence;
 use super::{Config, Counters, Failure, Forward};
+use crate::model::Pass;
 
 /// The most positions of prompts that get log-probabilities in one step.
 const SCORED: usize = 64;
@@ -131,15 +132,13 @@ impl Worker {
         }
     }
 
-    /// How many tokens of each sequence the next step computes. Puts drafts behind those that decode.
-    fn plan(&mut self) -> Vec<usize> {
-        let left: Vec<usize> = self.running.iter().map(Sequence::left).collect();
+    /// Shares a step out among sequences that have so many tokens left.
+    fn share(&self, left: &[usize]) -> Vec<usize> {
         let decoding = left.iter().filter(|&&left| left == 1).count();
-        let fixed = self.cost.fixed();
         // A step with so many tokens of prompts takes twice as long as one without.
-        let twice = fixed as usize + decoding;
-        let budget = self.config.max_batch_tokens;
-        let mut counts = schedule(&left, budget, self.config.prefill_chunk.unwrap_or(twice));
+        let twice = self.cost.fixed() as usize + decoding;
+        let chunk = self.config.prefill_chunk.unwrap_or(twice);
+        let mut counts = schedule(left, self.config.max_batch_tokens, chunk);
         // Logits of positions of prompts take room: those that are asked for share it.
         let mut scored = SCORED;
         for (sequence, count) in self.running.iter().zip(&mut counts) {
@@ -148,6 +147,15 @@ impl Worker {
                 scored -= *count;
             }
         }
+        counts
+    }
+
+    /// How many tokens of each sequence the next step computes. Puts drafts behind those that decode.
+    fn plan(&mut self) -> Vec<usize> {
+        let left: Vec<usize> = self.running.iter().map(Sequence::left).collect();
+        let decoding = left.iter().filter(|&&left| left == 1).count();
+        let budget = self.config.max_batch_tokens;
+        let counts = self.share(&left);
         let mut rest = budget.saturating_sub(counts.iter().sum());
         let price = self.cost.draft(decoding);
         for sequence in self.running.iter_mut().filter(|sequence| sequence.left() == 1) {
@@ -158,6 +166,20 @@ impl Worker {
             }
         }
         counts
+    }
+
+    /// How many tokens of prompts the step after one with `counts` of each sequence will read, if nobody comes or goes.
+    fn next_of_prompts(&self, counts: &[usize]) -> Vec<usize> {
+        let left = self.running.iter().zip(counts).map(|(sequence, count)| sequence.known_left() - count);
+        let left: Vec<usize> = left.collect();
+        if left.iter().all(|&left| left == 0) {
+            return left;
+        }
+        // Whoever has read all that is known then decodes.
+        let with_decoding: Vec<usize> =
+            left.iter().zip(counts).map(|(&left, &count)| left.max(count.min(1))).collect();
+        let next = self.share(&with_decoding);
+        next.into_iter().zip(left).map(|(next, left)| next.min(left)).collect()
     }
 
     /// One forward pass and what follows from it.
@@ -178,7 +200,13 @@ impl Worker {
             .zip(&wanted)
             .map(|((sequence, _), &wanted)| if chooses { sequence.draws(wanted) } else { None })
             .collect();
-        let results = pass::run(&mut *self.model, &batch, &draws, &mut self.output);
+        // Models that do not choose do not look ahead either.
+        let next = if chooses { self.next_of_prompts(&counts) } else { Vec::new() };
+        let next = self.running.iter().zip(&counts).zip(next);
+        let ahead: Vec<_> =
+            next.filter_map(|((sequence, &count), next)| sequence.next_piece(count, next)).collect();
+        let pass = Pass { pieces: &batch, draws: &draws, ahead: &ahead };
+        let results = pass::run(&mut *self.model, &pass, &mut self.output);
         let is_fine = results.iter().all(Result::is_ok);
 
         let vocab_size = self.model.vocab_size();

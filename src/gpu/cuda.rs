@@ -20,9 +20,11 @@ const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 /// Shared memory that a block gets without asking for more, less what a kernel may declare of it by itself.
 const SHARED: u32 = 47 * 1024;
 
-/// An NVIDIA GPU, on candle's stream of it: what candle does and what we do happen in one order.
+/// An NVIDIA GPU, on candle's stream of it: what candle does and what we do happen in one order, but for copies beside it.
 pub(crate) struct Cuda {
     stream: Arc<CudaStream>,
+    /// For copies beside it.
+    beside: Arc<CudaStream>,
     blas: Arc<CudaBlas>,
     module: Arc<CudaModule>,
     /// By name, each with how much shared memory it may have.
@@ -46,8 +48,10 @@ impl Cuda {
             return Ok(known.clone());
         }
         let stream = device.cuda_stream();
-        // SAFETY: the device has one stream, ours, so nothing needs events to be in order.
+        // SAFETY: the device has one stream, ours, so nothing needs events to be in order; what is copied beside it is joined
+        // expressly.
         unsafe { device.disable_event_tracking() };
+        let beside = stream.context().new_stream().map_err(failed("a second stream"))?;
         let module = stream.context().load_module(KERNELS.into()).map_err(failed("loading the kernels"))?;
         use sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as MOST;
         let most = stream.context().attribute(MOST).map_err(failed("asking for the shared memory"))?;
@@ -56,6 +60,7 @@ impl Cuda {
         let own = Arc::new(Self {
             blas: device.cublas_handle(),
             stream,
+            beside,
             module,
             functions: Mutex::default(),
             shared_memory,
@@ -67,6 +72,16 @@ impl Cuda {
     /// Makes the GPU that of this thread, as calls that go past cudarc's own types need it.
     fn bind(&self) -> Result<(), GpuError> {
         self.stream.context().bind_to_thread().map_err(failed("binding the GPU"))
+    }
+
+    fn upload_on(&self, stream: &CudaStream, from: &[u8], to: Slice<'_>) -> Result<(), GpuError> {
+        if from.len() != to.bytes() {
+            return Err(GpuError::operands("upload", format!("{} bytes into {}", from.len(), to.bytes())));
+        }
+        self.bind()?;
+        // SAFETY: the slice is memory of this GPU that lives. Of memory that is not pinned the driver has made a copy when
+        // it returns.
+        unsafe { result::memcpy_htod_async(to.at(), from, stream.cu_stream()) }.map_err(failed("an upload"))
     }
 
     /// A kernel, allowed so much shared memory.
@@ -105,7 +120,8 @@ fn keep_memory(stream: &CudaStream) -> Result<(), GpuError> {
 struct Pinned {
     memory: *mut u8,
     bytes: usize,
-    stream: Arc<CudaStream>,
+    /// All that copy from it.
+    streams: [Arc<CudaStream>; 2],
 }
 
 // SAFETY: the memory belongs to this alone, and the driver lets any thread use and free it.
@@ -130,7 +146,9 @@ impl Locked for Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         // A copy may still be under way.
-        let _ = self.stream.synchronize();
+        for stream in &self.streams {
+            let _ = stream.synchronize();
+        }
         // SAFETY: it came from the counterpart of this call, and nothing uses it any more.
         let _ = unsafe { result::free_host(self.memory.cast()) };
     }
@@ -239,14 +257,7 @@ impl Gpu for Cuda {
     }
 
     fn upload(&self, from: &[u8], to: Slice<'_>) -> Result<(), GpuError> {
-        if from.len() != to.bytes() {
-            return Err(GpuError::operands("upload", format!("{} bytes into {}", from.len(), to.bytes())));
-        }
-        self.bind()?;
-        // SAFETY: the slice is memory of this GPU that lives. Of memory that is not pinned the driver has made a copy when
-        // it returns.
-        unsafe { result::memcpy_htod_async(to.at(), from, self.stream.cu_stream()) }
-            .map_err(failed("an upload"))
+        self.upload_on(&self.stream, from, to)
     }
 
     fn staging(&self, bytes: usize) -> Result<Staging, GpuError> {
@@ -255,12 +266,22 @@ impl Gpu for Cuda {
         let memory = unsafe { result::malloc_host(bytes.max(1), 0) }.map_err(failed("staging memory"))?;
         // SAFETY: so many bytes are there.
         unsafe { memory.cast::<u8>().write_bytes(0, bytes.max(1)) };
-        Ok(Box::new(Pinned { memory: memory.cast(), bytes, stream: self.stream.clone() }))
+        let streams = [self.stream.clone(), self.beside.clone()];
+        Ok(Box::new(Pinned { memory: memory.cast(), bytes, streams }))
     }
 
     fn upload_staged(&self, from: &[u8], to: Slice<'_>) -> Result<(), GpuError> {
         // The same call: what differs is that the driver finds the memory locked, and makes no copy of it.
         self.upload(from, to)
+    }
+
+    fn upload_beside(&self, from: &[u8], to: Slice<'_>) -> Result<(), GpuError> {
+        self.upload_on(&self.beside, from, to)
+    }
+
+    fn join(&self) -> Result<(), GpuError> {
+        let copied = self.beside.record_event(None).map_err(failed("an event"))?;
+        self.stream.wait(&copied).map_err(failed("joining the streams"))
     }
 
     fn record(&self, work: &mut dyn FnMut() -> Result<(), GpuError>) -> Result<Box<dyn Recorded>, GpuError> {

@@ -100,7 +100,8 @@ pub(crate) trait Recorded: Send {
     unsafe fn replay(&self) -> Result<(), GpuError>;
 }
 
-/// A GPU, or what stands for one: memory, and one queue in which everything happens in the order in which it was asked for.
+/// A GPU, or what stands for one: memory, and one queue in which everything happens in the order in which it was asked for, but for
+/// what is [copied beside it](Gpu::upload_beside).
 pub(crate) trait Gpu: Send + Sync {
     /// Bytes of shared memory that a block can have.
     fn shared_memory(&self) -> usize;
@@ -153,6 +154,20 @@ pub(crate) trait Gpu: Send + Sync {
     /// # Errors
     /// Where the driver refuses or the sizes differ.
     fn upload_staged(&self, from: &[u8], to: Slice<'_>) -> Result<(), GpuError>;
+
+    /// Copies from the host beside the queue: without waiting for what was asked for, and with nothing waiting for it until
+    /// [`Gpu::join`]. Where it goes must have been there when something was last waited for, and not be used by anything asked
+    /// for since; what was staged must stay as it is until something after the [`Gpu::join`] was waited for.
+    ///
+    /// # Errors
+    /// Where the driver refuses or the sizes differ.
+    fn upload_beside(&self, from: &[u8], to: Slice<'_>) -> Result<(), GpuError>;
+
+    /// What is asked for from now on waits for all that is copied beside the queue.
+    ///
+    /// # Errors
+    /// Where the driver refuses.
+    fn join(&self) -> Result<(), GpuError>;
 
     /// Notes what `work` asks for without doing it, so that it can be asked for again at once.
     ///

@@ -110,6 +110,24 @@ impl Embedding {
         Found { sources, ranks, table }
     }
 
+    /// Whether a CPU gathers rows from a table.
+    #[cfg(any(feature = "cuda", test))]
+    pub(super) fn gathers(&self) -> bool {
+        self.live_table().is_some_and(|live| !matches!(live.placement(), Placement::Gpu(_)))
+    }
+
+    /// The f-grams of pieces that are likely to come next, each once; none where no rows are gathered from a table. They do not count
+    /// as looked up.
+    #[cfg(any(feature = "cuda", test))]
+    pub(super) fn expect(&self, pieces: &[Piece<'_>]) -> Option<Found> {
+        let table = self.table().filter(|_| self.gathers())?;
+        let matches = table.index().matches_of(pieces.iter().map(|piece| (piece.tokens, piece.past)));
+        let mut ranks: Vec<u32> = matches.into_iter().flatten().map(|found| found.rank).collect();
+        ranks.sort_unstable();
+        ranks.dedup();
+        Some(Found { sources: Vec::new(), ranks, table: Some(table) })
+    }
+
     /// The table in which f-grams were found, where a GPU is to read their rows by itself, and where it is to find them.
     #[cfg(any(feature = "cuda", test))]
     pub(super) fn gpu_table<'a>(&self, found: &'a Found) -> Option<(&'a Arc<Table>, GpuPlace)> {
@@ -147,6 +165,26 @@ pub struct Found {
     pub ranks: Vec<u32>,
     /// The table in which they were found, as it was then.
     table: Option<Arc<Table>>,
+}
+
+#[cfg(any(feature = "cuda", test))]
+impl Found {
+    /// The table in which they were found.
+    pub(super) fn table(&self) -> Option<&Arc<Table>> {
+        self.table.as_ref()
+    }
+
+    /// Leaves out ranks for which there is another source than a row among `ranks`.
+    pub(super) fn leave_out(&mut self, vocabulary: usize, other: impl Fn(u32) -> Option<u32>) {
+        let ranks = std::mem::take(&mut self.ranks);
+        for source in &mut self.sources {
+            let Some(i) = (*source as usize).checked_sub(vocabulary) else { continue };
+            *source = other(ranks[i]).unwrap_or_else(|| {
+                self.ranks.push(ranks[i]);
+                (vocabulary + self.ranks.len() - 1) as u32
+            });
+        }
+    }
 }
 
 /// Which of the batch's new tokens end an f-gram, and its rank.

@@ -30,6 +30,18 @@ pub(super) struct Wanted<'a> {
     pub(super) choosing: &'a [Option<Draw>],
 }
 
+/// A step over a ragged batch.
+#[derive(Clone, Copy)]
+pub(super) struct Step<'a> {
+    pub(super) pieces: &'a [Piece<'a>],
+    /// Where the pieces' keys and values are.
+    pub(super) spans: &'a [Span<'a>],
+    pub(super) wanted: Wanted<'a>,
+    /// What the next step is likely to compute.
+    #[cfg_attr(not(any(feature = "cuda", test)), expect(dead_code, reason = "a CPU does not look ahead"))]
+    pub(super) ahead: &'a [Piece<'a>],
+}
+
 /// Where a step's results go, in place of what was there.
 pub(super) struct Output<'a> {
     /// The logits of the wanted rows.
@@ -117,7 +129,7 @@ impl Executor {
         !matches!(self, Self::Cpu { .. })
     }
 
-    /// One step over a ragged batch. A CPU gives logits of all wanted rows.
+    /// Computes a step. A CPU gives logits of all wanted rows.
     ///
     /// # Errors
     /// Where the table is damaged or was changed while in use, or the GPU fails.
@@ -128,13 +140,12 @@ impl Executor {
         &mut self,
         pool: &Pool,
         embedding: &mut Embedding,
-        pieces: &[Piece<'_>],
-        spans: &[Span<'_>],
-        wanted: Wanted<'_>,
+        step: Step<'_>,
         output: &mut Output<'_>,
     ) -> Result<(), ModelError> {
         match self {
             Self::Cpu { transformer, cache } => {
+                let Step { pieces, spans, wanted, .. } = step;
                 let rows = spans.iter().map(|span| span.new).sum();
                 let (x, tokens) = transformer.input(rows);
                 embedding.embed(pool, pieces, tokens, x)?;
@@ -143,17 +154,7 @@ impl Executor {
                 Ok(())
             }
             #[cfg(any(feature = "cuda", test))]
-            Self::Gpu(transformer) => {
-                transformer.begin()?;
-                let found = embedding.look_up(pieces, transformer.vocabulary());
-                match embedding.gpu_table(&found) {
-                    Some((table, place)) if transformer.holds(table, place) => {
-                        transformer.take_rows(&found.ranks)?;
-                    }
-                    _ => embedding.gather(&found, transformer.fgram_rows(found.ranks.len())?)?,
-                }
-                transformer.forward(spans, &found.sources, wanted, output)
-            }
+            Self::Gpu(transformer) => transformer.forward(embedding, step, output),
         }
     }
 }

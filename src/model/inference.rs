@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use candle_core::Device;
 
-use super::executor::{Executor, Output, Wanted};
-use super::{Checkpoint, Config, Draw, Embedding, Fgrams, ModelError, Piece};
+use super::executor::{Executor, Output, Step, Wanted};
+use super::{Checkpoint, Config, Draw, Embedding, Fgrams, ModelError, Pass, Piece};
 use crate::kernels::{BLOCK, Encoding, KvType, Pool, Span};
 
 /// How a model is run.
@@ -93,6 +93,15 @@ impl Model {
         }
     }
 
+    /// How many rows a GPU was brought for the step after the last one.
+    #[cfg(test)]
+    pub(crate) fn ahead_rows(&self) -> usize {
+        match &self.executor {
+            Executor::Gpu(transformer) => transformer.ahead_rows(),
+            Executor::Cpu { .. } => 0,
+        }
+    }
+
     /// Its input embedding.
     pub fn embedding(&self) -> &Embedding {
         &self.embedding
@@ -124,7 +133,7 @@ impl Model {
     /// # Errors
     /// Where a token is beyond the vocabulary, a piece beyond the context or its blocks, or the table is damaged.
     pub fn forward(&mut self, pieces: &[Piece<'_>], logits: &mut Vec<f32>) -> Result<(), ModelError> {
-        self.forward_choosing(pieces, &[], logits, &mut Vec::new())
+        self.forward_choosing(&Pass::of(pieces), logits, &mut Vec::new())
     }
 
     /// How long the host was busy with the last step on a GPU: until all was asked for, and it only waits. Zero on a CPU.
@@ -137,19 +146,19 @@ impl Model {
         self.executor.is_on_gpu()
     }
 
-    /// As [`Model::forward`], where of some pieces only a token of each wanted position is of use, chosen as `draws` has it by
-    /// piece (left out: of none): a GPU (a CPU gives logits of all) puts it into `chosen`, or [`NO_TOKEN`](super::NO_TOKEN) where the logits are no
-    /// distribution, and only the other pieces' logits into `logits`.
+    /// As [`Model::forward`], where of pieces that have draws only the tokens are of use that these choose: a GPU (a CPU gives logits of
+    /// all) puts them into `chosen`, or [`NO_TOKEN`](super::NO_TOKEN) where the logits are no distribution, and only the other
+    /// pieces' logits into `logits`.
     ///
     /// # Errors
     /// As [`Model::forward`].
     pub fn forward_choosing(
         &mut self,
-        pieces: &[Piece<'_>],
-        draws: &[Option<Vec<Draw>>],
+        pass: &Pass<'_>,
         logits: &mut Vec<f32>,
         chosen: &mut Vec<u32>,
     ) -> Result<(), ModelError> {
+        let &Pass { pieces, draws, ahead } = pass;
         pieces.iter().try_for_each(|piece| self.check(piece))?;
         self.check_blocks(pieces)?;
         let spans: Vec<Span<'_>> = pieces
@@ -169,14 +178,9 @@ impl Model {
             self.choosing.resize(self.wanted.len(), None);
         }
         let Self { executor, embedding, pool, wanted, choosing, .. } = self;
-        executor.forward(
-            pool,
-            embedding,
-            pieces,
-            &spans,
-            Wanted { rows: wanted, choosing },
-            &mut Output { logits, chosen },
-        )
+        let wanted = Wanted { rows: wanted, choosing };
+        let step = Step { pieces, spans: &spans, wanted, ahead };
+        executor.forward(pool, embedding, step, &mut Output { logits, chosen })
     }
 
     /// That no block is written for two sequences, or twice.

@@ -48,7 +48,7 @@ pub use likelihood::{Likelihood, Span, likelihoods};
 pub use live_table::{LiveTable, TableFit};
 pub use main_model::MainModel;
 pub use perplexity::{Perplexity, perplexity};
-pub use piece::Piece;
+pub use piece::{Pass, Piece};
 pub use rows::{RowCheck, Shard, build_table, check_rows, matmul_rate};
 pub use tokenizer_info::TokenizerInfo;
 pub use write_weights::{WeightType, write_weights};

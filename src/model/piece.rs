@@ -1,3 +1,24 @@
+use super::Draw;
+
+/// What one pass is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Pass<'a> {
+    /// What it computes.
+    pub pieces: &'a [Piece<'a>],
+    /// How tokens are chosen of the pieces of which only these are of use: one for each wanted position. Empty: of none.
+    pub draws: &'a [Option<Vec<Draw>>],
+    /// What the next pass is likely to compute, as far as its tokens are known: parts of prompts. Their blocks are of no account.
+    /// It changes no result; rows of f-grams may be brought for it meanwhile. Of use to a GPU alone.
+    pub ahead: &'a [Piece<'a>],
+}
+
+impl<'a> Pass<'a> {
+    /// Logits of all that is wanted, with nothing known of the next.
+    pub fn of(pieces: &'a [Piece<'a>]) -> Self {
+        Self { pieces, draws: &[], ahead: &[] }
+    }
+}
+
 /// One sequence's part of a batch: a chunk of its prompt, or the token sampled last and drafts of those that may follow.
 #[derive(Debug, Clone, Copy)]
 pub struct Piece<'a> {

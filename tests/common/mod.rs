@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
 use scone::engine::{Config, Engine, EngineHandle, Forward, ForwardError, Piece, Sampler, Sampling};
-use scone::model::{Draw, NO_TOKEN, TokenizerInfo};
+use scone::model::{NO_TOKEN, Pass, TokenizerInfo};
 use scone::server::{self, App, Chat, Guard, ModelCard, Observe};
 use scone::tokenizer::{Tokenizer, train_bpe};
 use serde_json::{Value, json};
@@ -76,6 +76,9 @@ pub struct HashModel {
     epoch: Arc<AtomicU64>,
     step: Duration,
     panics_after: usize,
+    /// What the next pass is said to read: the tokens of a sequence, and from where on they are new.
+    ahead: Vec<(Vec<u32>, usize)>,
+    foreseen: Arc<AtomicU64>,
 }
 
 /// What stands for keys and values: they depend on the token, on all before it, and on the table that was read.
@@ -99,6 +102,8 @@ impl HashModel {
             epoch: Arc::default(),
             step: Duration::ZERO,
             panics_after: usize::MAX,
+            ahead: Vec::new(),
+            foreseen: Arc::default(),
         }
     }
 
@@ -122,9 +127,27 @@ impl HashModel {
         Arc::clone(&self.epoch)
     }
 
+    /// Counts the tokens of which the pass before theirs was told.
+    pub fn foreseen(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.foreseen)
+    }
+
     /// How many sequences of the whole context there is room for.
     pub fn sequences(&self) -> usize {
         self.sequences
+    }
+
+    fn expect(&mut self, pass: &Pass<'_>) {
+        for piece in pass.pieces {
+            let is_foreseen = |end: &usize| {
+                let mut ahead = self.ahead.iter();
+                ahead.any(|(all, past)| *end > *past && all.get(..*end) == Some(&piece.tokens[..*end]))
+            };
+            let count = (piece.past + 1..=piece.tokens.len()).filter(is_foreseen).count();
+            self.foreseen.fetch_add(count as u64, Ordering::Relaxed);
+        }
+        assert!(pass.ahead.iter().all(|piece| piece.new_tokens() > 0), "{:?}", pass.ahead);
+        self.ahead = pass.ahead.iter().map(|piece| (piece.tokens.to_vec(), piece.past)).collect();
     }
 
     fn write(&mut self, piece: &Piece<'_>) -> Result<(), ForwardError> {
@@ -213,11 +236,12 @@ impl Forward for HashModel {
 
     fn forward_choosing(
         &mut self,
-        batch: &[Piece<'_>],
-        draws: &[Option<Vec<Draw>>],
+        pass: &Pass<'_>,
         rows: &mut Vec<f32>,
         chosen: &mut Vec<u32>,
     ) -> Result<(), ForwardError> {
+        let Pass { pieces: batch, draws, .. } = *pass;
+        self.expect(pass);
         let mut all = Vec::new();
         self.forward(batch, &mut all)?;
         rows.clear();

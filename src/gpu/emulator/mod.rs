@@ -32,6 +32,8 @@ pub(crate) struct Emulator {
     backwards: bool,
     /// What is being recorded, if anything is.
     recording: Arc<Mutex<Option<Vec<Work>>>>,
+    /// What is copied beside the queue: from where, to where, and how many bytes.
+    beside: Mutex<Vec<(u64, u64, usize)>>,
     shared_memory: usize,
 }
 
@@ -62,7 +64,8 @@ impl Emulator {
     pub(crate) fn new(backwards: bool) -> Self {
         // The one for players is that whose threads run backwards.
         let shared_memory = if backwards { SMALL } else { LARGE };
-        Self { library: Library::get(), backwards, recording: Arc::default(), shared_memory }
+        let (recording, beside) = (Arc::default(), Mutex::default());
+        Self { library: Library::get(), backwards, recording, beside, shared_memory }
     }
 
     /// Does it, or notes it.
@@ -153,6 +156,24 @@ impl Gpu for Emulator {
         }
         // SAFETY: as in `zero`.
         unsafe { slice::from_raw_parts_mut(to.at() as *mut u8, to.bytes()) }.copy_from_slice(from);
+        Ok(())
+    }
+
+    /// At the last moment: nothing may depend on its being earlier.
+    fn upload_beside(&self, from: &[u8], to: Slice<'_>) -> Result<(), GpuError> {
+        if from.len() != to.bytes() {
+            return self.upload(from, to);
+        }
+        let copy = (from.as_ptr() as u64, to.at(), from.len());
+        self.beside.lock().unwrap_or_else(PoisonError::into_inner).push(copy);
+        Ok(())
+    }
+
+    fn join(&self) -> Result<(), GpuError> {
+        for (from, to, len) in self.beside.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // SAFETY: both live until they are joined, as the trait asks, and no reference to either does.
+            unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, len) };
+        }
         Ok(())
     }
 

@@ -1,13 +1,21 @@
 // What a serving step does besides matrix products and attention. The residual stream is f32.
 #include "common.cuh"
 
-// The residual stream's rows: token rows of `tokens` [vocabulary, d], and from `vocabulary` on the rows of f-grams.
+// The residual stream's rows: token rows of `tokens` [vocabulary, d], from `vocabulary` on the rows of f-grams, counted
+// backwards from their end, and from AHEAD on those that were brought ahead.
 template <class T>
-__device__ void embed(const T *tokens, const float *fgrams, const u32 *sources, float *residual, u32 vocabulary, u32 d) {
+__device__ void embed(
+    const T *tokens, const float *fgrams_end, const float *ahead, const u32 *sources, float *residual, u32 vocabulary,
+    u32 d) {
+    constexpr u32 AHEAD = 1u << 31;
     u32 source = sources[blockIdx.x];
     float *to = residual + (u64)blockIdx.x * d;
-    for (u32 i = threadIdx.x; i < d; i += blockDim.x)
-        to[i] = source < vocabulary ? to_float(tokens[(u64)source * d + i]) : fgrams[(u64)(source - vocabulary) * d + i];
+    if (source < vocabulary) {
+        for (u32 i = threadIdx.x; i < d; i += blockDim.x) to[i] = to_float(tokens[(u64)source * d + i]);
+        return;
+    }
+    const float *row = source < AHEAD ? fgrams_end - (u64)(source - vocabulary + 1) * d : ahead + (u64)(source - AHEAD) * d;
+    for (u32 i = threadIdx.x; i < d; i += blockDim.x) to[i] = row[i];
 }
 
 // Adds `change` and `bias`, where there are any, to the residual stream, and normalises it; a block a row.
@@ -92,9 +100,9 @@ template <class T> __device__ void gated(const T *wide, T *x, u32 width, u64 n) 
 }
 
 #define FOR(T)                                                                                                          \
-    extern "C" KERNEL embed_##T(const T *tokens, const float *fgrams, const u32 *sources, float *residual,              \
-                                u32 vocabulary, u32 d) {                                                                \
-        embed(tokens, fgrams, sources, residual, vocabulary, d);                                                        \
+    extern "C" KERNEL embed_##T(const T *tokens, const float *fgrams_end, const float *ahead, const u32 *sources,       \
+                                float *residual, u32 vocabulary, u32 d) {                                               \
+        embed(tokens, fgrams_end, ahead, sources, residual, vocabulary, d);                                             \
     }                                                                                                                   \
     extern "C" KERNEL add_norm_##T(float *residual, const float *change, const float *bias, const float *w, T *x,       \
                                    u32 d, float eps) {                                                                  \

@@ -25,7 +25,7 @@ pub(crate) use paged_attention::{CHUNK, Paged, paged_queries, paged_tiles};
 pub(crate) use product::{FEW, Packing, few_rows, product, unpack};
 pub(crate) use rows::{Scatter, add_rows, take_rows};
 pub(crate) use short_attention::{ShortSequences, short_attention, short_attention_backward, tree_attention};
-pub(crate) use step::{Turn, add_norm, embed, gated, turn};
+pub(crate) use step::{AHEAD, Turn, add_norm, embed, gated, turn};
 pub(crate) use table::{RowKind, TableRows, table_rows};
 
 use super::{Gpu, GpuError, Launch, Slice, Type};

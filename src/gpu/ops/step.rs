@@ -1,11 +1,15 @@
 use super::{BLOCK, Gpu, GpuError, Launch, Slice, Type, arguments, blocks, need, small, step_kernel};
 
-/// The residual stream `[rows, d]`: rows of `tokens` `[vocabulary, d]` and, from source `vocabulary` on, of `fgrams`. The
-/// caller answers for the sources.
+/// From this source on the rows of [`embed`] are those that were brought ahead.
+pub(crate) const AHEAD: u32 = 1 << 31;
+
+/// The residual stream `[rows, d]`: rows of `tokens` `[vocabulary, d]`; from source `vocabulary` on of `fgrams`, counted from the
+/// last one backwards; from [`AHEAD`] on of `ahead`. The caller answers for the sources.
 pub(crate) fn embed(
     gpu: &dyn Gpu,
     tokens: Slice<'_>,
     fgrams: Slice<'_>,
+    ahead: Slice<'_>,
     sources: Slice<'_>,
     residual: Slice<'_>,
     d: usize,
@@ -15,8 +19,10 @@ pub(crate) fn embed(
     need(OP, "sources", sources, rows, Type::U32)?;
     need(OP, "the residual stream", residual, rows * d, Type::F32)?;
     need(OP, "rows of f-grams", fgrams, fgrams.len(), Type::F32)?;
+    need(OP, "rows brought ahead", ahead, ahead.len(), Type::F32)?;
     let vocabulary = small(OP, tokens.len() / d.max(1))?;
-    let arguments = arguments![tokens, fgrams, sources, residual, vocabulary, small(OP, d)?];
+    let end = fgrams.at() + fgrams.bytes() as u64;
+    let arguments = arguments![tokens, end, ahead, sources, residual, vocabulary, small(OP, d)?];
     let (kernel, grid) = (step_kernel!("embed", tokens.kind())?, [small(OP, rows)?, 1, 1]);
     if rows == 0 {
         return Ok(());

@@ -1,6 +1,7 @@
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::ahead::Ahead;
 use super::block::Block;
 use super::weight::{Side, Weight};
 use super::{Cache, GpuTransformer, Graphs, Shape, Workspace};
@@ -107,10 +108,10 @@ impl<'a> GpuWeights<'a> {
             frequencies: self.numbers(&config.inverse_frequencies())?,
             cache: Cache { layers, blocks: kv_blocks },
             workspace: Workspace::new(&*self.gpu, largest)?,
+            ahead: Ahead::new(&*self.gpu)?,
             graphs: Graphs::default(),
             table: None,
             left_out: None,
-            began: Instant::now(),
             host_time: Duration::ZERO,
             gpu: self.gpu.clone(),
             blocks,

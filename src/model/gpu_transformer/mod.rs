@@ -4,13 +4,15 @@
 //! It is the counterpart of [`Transformer`](super::transformer) for the CPU and gives the same logits within the rounding of
 //! its type. What it does not promise is the same bits: cuBLAS sums in another order where a batch has another size.
 //!
-//! The host puts what a step needs into staging memory, which is locked and of the right size: where each row comes from,
-//! its position, its place in the cache, the sequences' pages, and the rows of f-grams, in f32. That is copied, the step is
-//! asked for, and the host waits once, for tokens or logits. A step that only decodes is filled up to one of a few sizes and
-//! recorded (a CUDA graph), so that asking for it is one call.
+//! The host puts what a step needs into one piece of staging memory, which is locked (`inbox`): the rows of f-grams, in f32, and where
+//! each row comes from, its position, its place in the cache, the sequences' pages. That is copied, the step is asked for, and
+//! the host waits once, for tokens or logits. Meanwhile it brings rows of prompts that the next step goes on with (`ahead`). A
+//! step that only decodes is filled up to one of a few sizes and recorded (a CUDA graph), so that asking for it is one call.
 
+mod ahead;
 mod block;
 mod graphs;
+mod inbox;
 mod load;
 mod plan;
 mod table;
@@ -22,11 +24,11 @@ mod workspace;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ModelError;
-use super::executor::{Output, Wanted};
+use super::executor::{Output, Step, Wanted};
+use super::{Embedding, ModelError, Piece};
 use crate::gpu::{Buffer, Gpu, GpuError, Slice, Type, ops};
-use crate::kernels::Span;
 use crate::table::{GpuPlace, Table};
+use ahead::Ahead;
 use block::Block;
 use graphs::Graphs;
 use plan::Plan;
@@ -49,13 +51,13 @@ pub(super) struct GpuTransformer {
     shape: Shape,
     cache: Cache,
     workspace: Workspace,
+    ahead: Ahead,
     graphs: Graphs,
     /// The table whose rows are read here and not gathered by the host.
     table: Option<GpuTable>,
     /// One that took its place and could not be held: the host gathers its rows.
     left_out: Option<Arc<Table>>,
-    /// When the step began, and how long the host took to ask for all of it.
-    began: Instant,
+    /// How long the host took to ask for all of the last step.
     host_time: Duration,
 }
 
@@ -97,15 +99,16 @@ struct Cache {
 }
 
 impl GpuTransformer {
-    /// Tokens that there are logits for.
-    pub(super) fn vocabulary(&self) -> usize {
-        self.shape.vocabulary
-    }
-
     /// How many steps are recorded.
     #[cfg(test)]
     pub(super) fn recorded_steps(&self) -> usize {
         self.graphs.len()
+    }
+
+    /// How many rows are there for the next step.
+    #[cfg(test)]
+    pub(super) fn ahead_rows(&self) -> usize {
+        self.ahead.len()
     }
 
     /// Blocks of the cache.
@@ -122,17 +125,6 @@ impl GpuTransformer {
     pub(super) fn weight_bytes(&self) -> usize {
         let blocks: usize = self.blocks.iter().map(Block::bytes).sum();
         blocks + self.tokens.of(Type::U8).len() + self.head.as_ref().map_or(0, Weight::bytes)
-    }
-
-    /// Begins a step, which is timed. Where nothing was wanted of the last one it is waited for now: it may still read what
-    /// was staged for it.
-    ///
-    /// # Errors
-    /// Where that has failed.
-    pub(super) fn begin(&mut self) -> Result<(), ModelError> {
-        self.gpu.wait()?;
-        self.began = Instant::now();
-        Ok(())
     }
 
     /// How long the host was busy with the last step: until all was asked for.
@@ -155,7 +147,7 @@ impl GpuTransformer {
 
     /// Whether the rows of this table are held. Where it has taken the place of the one that was, they are brought; where there is no
     /// room for them, that is logged once.
-    pub(super) fn holds(&mut self, table: &Arc<Table>, place: GpuPlace) -> bool {
+    fn holds(&mut self, table: &Arc<Table>, place: GpuPlace) -> bool {
         if self.table.as_ref().is_some_and(|held| held.is_of(table)) {
             return true;
         }
@@ -170,61 +162,82 @@ impl GpuTransformer {
         held.is_ok()
     }
 
-    /// Takes the rows of the f-grams of the next step, given by rank, from the table that is held.
+    /// One step over the spans of a ragged batch: stores the new positions' keys and values, and waits for what is wanted. While it
+    /// waits, it brings rows that the next one is likely to need.
     ///
     /// # Errors
-    /// Where the table's file was changed, or the GPU fails.
-    pub(super) fn take_rows(&mut self, ranks: &[u32]) -> Result<(), ModelError> {
-        let gpu = &*self.gpu;
-        let rows = self.workspace.fgram_room(gpu, ranks.len(), self.shape.width)?;
-        match &mut self.table {
-            Some(table) => table.read(gpu, ranks, rows),
-            None => Err(GpuError::operands("table-rows", "no table is held".to_owned()).into()),
-        }
-    }
-
-    /// Room for the rows `[rows, d]` of f-grams of the next step.
-    ///
-    /// # Errors
-    /// Where the GPU has no memory left.
-    pub(super) fn fgram_rows(&mut self, rows: usize) -> Result<&mut [f32], ModelError> {
-        Ok(self.workspace.fgram_rows(&*self.gpu, rows, self.shape.width)?)
-    }
-
-    /// One step over the spans of a ragged batch: `sources` says where each row comes from, from `T` or, counted from the
-    /// vocabulary's size on, from [`GpuTransformer::fgram_rows`]. Stores the new positions' keys and values.
-    ///
-    /// # Errors
-    /// Where the GPU fails.
+    /// Where the table is damaged or was changed while in use, or the GPU fails.
     ///
     /// # Panics
-    /// Where a block is not in the cache.
+    /// Where a token is beyond the vocabulary, or a block is not in the cache.
     pub(super) fn forward(
         &mut self,
-        spans: &[Span<'_>],
-        sources: &[u32],
-        wanted: Wanted<'_>,
+        embedding: &Embedding,
+        step: Step<'_>,
         output: &mut Output<'_>,
     ) -> Result<(), ModelError> {
-        let limit = self.cache.blocks;
+        let start = Instant::now();
+        let ahead = self.begin(embedding, step)?;
+        let Step { pieces, spans, wanted, .. } = step;
+        let size = Graphs::size(spans, wanted.rows);
+        let mut found = embedding.look_up(pieces, self.shape.vocabulary);
+        // What is recorded reads all rows in one place.
+        if size.is_none() {
+            self.ahead.take(&mut found, self.shape.vocabulary);
+        }
+        // Sources count them from the last one backwards.
+        found.ranks.reverse();
+        let held = embedding.gpu_table(&found).is_some_and(|(table, place)| self.holds(table, place));
+        let ranks = if held { found.ranks.as_slice() } else { &[] };
+        let plan = Plan::new(spans, (&found.sources, ranks), wanted, size, self.shape);
+        self.workspace.prepare(&*self.gpu, &plan, found.ranks.len(), self.shape)?;
+        if !held {
+            embedding.gather(&found, self.workspace.inbox.staged_rows())?;
+        }
+        self.workspace.inbox.send(&*self.gpu, &plan.numbers)?;
+        if held {
+            self.read_rows(&plan, &found.ranks)?;
+        }
+        match size {
+            Some(_) => self.recorded(&plan)?,
+            None => self.ask(&plan)?,
+        }
+        self.host_time = start.elapsed();
+        if let Err(error) = self.ahead.bring(&*self.gpu, embedding, ahead, self.shape.width) {
+            // Whatever is wrong is found by the step that needs them.
+            tracing::debug!("no rows are brought ahead: {error}");
+        }
+        Ok(self.download(wanted, output)?)
+    }
+
+    /// Waits for the last step, where nothing was wanted of it: it may still read what was staged for it. Gives what rows can be
+    /// brought ahead for.
+    fn begin<'a>(&mut self, embedding: &Embedding, step: Step<'a>) -> Result<&'a [Piece<'a>], ModelError> {
+        let (gpu, limit) = (&*self.gpu, self.cache.blocks);
         assert!(
-            spans.iter().all(|span| span
+            step.spans.iter().all(|span| span
                 .blocks
                 .iter()
                 .take((span.past + span.new).div_ceil(16))
                 .all(|&b| (b as usize) < limit)),
             "a block that is not in the cache"
         );
-        let size = Graphs::size(spans, wanted.rows);
-        let plan = Plan::new(spans, sources, wanted, size, self.shape);
-        self.workspace.prepare(&*self.gpu, &plan, self.shape)?;
-        self.workspace.upload(&*self.gpu, &plan, self.shape)?;
-        match size {
-            Some(_) => self.recorded(&plan)?,
-            None => self.ask(&plan)?,
-        }
-        self.host_time = self.began.elapsed();
-        Ok(self.download(wanted, output)?)
+        let ahead = if embedding.gathers() { step.ahead } else { &[] };
+        let rows: usize = ahead.iter().map(Piece::new_tokens).sum();
+        let is_room = self.ahead.reserve(gpu, rows * self.shape.width * Type::F32.bytes());
+        gpu.wait()?;
+        self.ahead.join(gpu)?;
+        Ok(if is_room.is_ok() { ahead } else { &[] })
+    }
+
+    /// Asks for the rows of a step's f-grams, by rank, from the table that is held.
+    fn read_rows(&self, plan: &Plan, ranks: &[u32]) -> Result<(), ModelError> {
+        let Some(table) = &self.table else {
+            return Err(GpuError::operands("table-rows", "no table is held".to_owned()).into());
+        };
+        let (room, count) = (self.workspace.inbox.rows()?, ranks.len() * self.shape.width);
+        let to = room.part(room.len() - count, count)?;
+        table.read(&*self.gpu, (ranks, self.workspace.parts(plan, &self.shape)?.ranks), to)
     }
 
     /// Waits for the step, and takes what is wanted of it: of rows whose token was chosen here, no logits.
@@ -286,7 +299,8 @@ impl GpuTransformer {
         ops::embed(
             gpu,
             self.tokens.of(shape.kind),
-            work.fgrams(),
+            work.inbox.rows()?,
+            self.ahead.rows(),
             parts.sources,
             parts.residual,
             shape.width,

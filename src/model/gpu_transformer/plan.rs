@@ -12,13 +12,14 @@ const NONE: u32 = u32::MAX;
 /// What a step reads besides weights, as one list of numbers, and how many of what there are.
 pub(super) struct Plan {
     /// Sources, positions and slots by row; three numbers a query; four a tile; the wanted rows and a draw for each; the
-    /// sequences' pages.
+    /// sequences' pages; the ranks of rows that the GPU reads by itself.
     pub(super) numbers: Vec<u32>,
     pub(super) rows: usize,
     pub(super) queries: usize,
     pub(super) tiles: usize,
     pub(super) wanted: usize,
     pub(super) pages: usize,
+    pub(super) ranks: usize,
     /// Chunks of positions that a query sees at most.
     pub(super) chunks: usize,
 }
@@ -27,7 +28,7 @@ impl Plan {
     /// Of a ragged batch; filled up to `size` rows where that is given and each span is one row, whose logits are wanted.
     pub(super) fn new(
         spans: &[Span<'_>],
-        sources: &[u32],
+        (sources, ranks): (&[u32], &[u32]),
         wanted: Wanted<'_>,
         size: Option<usize>,
         shape: Shape,
@@ -78,10 +79,21 @@ impl Plan {
             .collect();
         draws.resize(wanted_rows.len() * ops::Draw::NUMBERS, 0);
         let counts = (queries.len() / 3, tiles.len() / 4, wanted_rows.len(), pages.len());
-        let numbers =
-            [sources, &vec![0; fill], &positions, &slots, &queries, &tiles, &wanted_rows, &draws, &pages]
-                .concat();
-        Self { numbers, rows, queries: counts.0, tiles: counts.1, wanted: counts.2, pages: counts.3, chunks }
+        let numbers = [
+            sources,
+            &vec![0; fill],
+            &positions,
+            &slots,
+            &queries,
+            &tiles,
+            &wanted_rows,
+            &draws,
+            &pages,
+            ranks,
+        ]
+        .concat();
+        let (queries, tiles, wanted, pages) = counts;
+        Self { numbers, rows, queries, tiles, wanted, pages, ranks: ranks.len(), chunks }
     }
 
     /// What two steps must have in common to be asked for in the same way, if they are filled up.

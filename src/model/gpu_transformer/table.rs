@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::load::no_room;
-use crate::gpu::{Buffer, Gpu, GpuError, Slice, Staging, Type, ops};
+use crate::gpu::{Buffer, Gpu, GpuError, Slice, Type, ops};
 use crate::model::ModelError;
 use crate::table::{GpuPlace, RowType, Table};
 
@@ -15,8 +15,6 @@ pub(super) struct GpuTable {
     /// As they lie in the file.
     rows: Buffer,
     scales: Option<Buffer>,
-    ranks: Buffer,
-    staged: Staging,
 }
 
 impl GpuTable {
@@ -49,8 +47,7 @@ impl GpuTable {
             },
             start.elapsed().as_secs_f64()
         );
-        let (ranks, staged) = (gpu.alloc(0)?, gpu.staging(0)?);
-        Ok(Self { table: Arc::clone(table), rows, scales, ranks, staged })
+        Ok(Self { table: Arc::clone(table), rows, scales })
     }
 
     /// Whether the rows are those of this table.
@@ -58,24 +55,20 @@ impl GpuTable {
         Arc::ptr_eq(&self.table, table)
     }
 
-    /// Asks for the rows of `ranks`, in f32, `[ranks, d]`.
+    /// Asks for the rows of `ranks`, which are on the GPU as well, in f32, `[ranks, d]`.
     ///
     /// # Errors
     /// Where a rank is not the table's, its file was changed, or the GPU fails.
-    pub(super) fn read(&mut self, gpu: &dyn Gpu, ranks: &[u32], to: Slice<'_>) -> Result<(), ModelError> {
+    pub(super) fn read(
+        &self,
+        gpu: &dyn Gpu,
+        (ranks, on_gpu): (&[u32], Slice<'_>),
+        to: Slice<'_>,
+    ) -> Result<(), ModelError> {
         let (start, count) = (Instant::now(), self.table.len());
         if let Some(rank) = ranks.iter().find(|&&rank| rank as usize >= count) {
             return Err(GpuError::operands("table-rows", format!("row {rank} of {count}")).into());
         }
-        let bytes: &[u8] = bytemuck::cast_slice(ranks);
-        if self.staged.bytes().len() < bytes.len() {
-            self.staged = gpu.staging(bytes.len().next_power_of_two())?;
-            self.ranks = gpu.alloc(bytes.len().next_power_of_two())?;
-        }
-        let staged = &mut self.staged.bytes()[..bytes.len()];
-        staged.copy_from_slice(bytes);
-        let on_gpu = self.ranks.of(Type::U32).part(0, ranks.len())?;
-        gpu.upload_staged(staged, on_gpu)?;
         let rows = ops::TableRows {
             bytes: self.rows.of(Type::U8),
             scales: self.scales.as_ref().map_or(Slice::none(Type::F32), |scales| scales.of(Type::F32)),

@@ -12,7 +12,7 @@ use crate::gpu::{Gpu, Type, ops, testing};
 use crate::kernels::{Encoding, Pool};
 use crate::model::ops::gpu::on_gpu;
 use crate::model::{
-    Checkpoint, Config, Draw, Fgrams, Model, ModelDirectory, NO_TOKEN, Piece, Runtime, WeightType,
+    Checkpoint, Config, Draw, Fgrams, Model, ModelDirectory, NO_TOKEN, Pass, Piece, Runtime, WeightType,
     write_weights,
 };
 
@@ -134,7 +134,8 @@ fn choose(model: &mut Model) {
     let (mut logits, mut chosen) = (Vec::new(), Vec::new());
     let likeliest_of = |count| Some(vec![Draw::LIKELIEST; count]);
     let draws = [likeliest_of(2), None, likeliest_of(3)];
-    model.forward_choosing(&pieces, &draws, &mut logits, &mut chosen).unwrap();
+    let pass = Pass { draws: &draws, ..Pass::of(&pieces) };
+    model.forward_choosing(&pass, &mut logits, &mut chosen).unwrap();
     assert_eq!(logits, rows[2]);
     let likeliest =
         |row: &&[f32]| (0..vocabulary).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
@@ -162,7 +163,9 @@ fn draw(model: &mut Model) {
         };
         let draws = [0, 1, 2].map(|i| Some(vec![drawn(i)]));
         // Again: the same positions are written with what is there.
-        model.forward_choosing(&pieces(past + 1, past), &draws, &mut Vec::new(), &mut chosen).unwrap();
+        let (pieces, draws) = (pieces(past + 1, past), draws.as_slice());
+        let pass = Pass { draws, ..Pass::of(&pieces) };
+        model.forward_choosing(&pass, &mut Vec::new(), &mut chosen).unwrap();
         for (i, row) in logits.chunks_exact(vocabulary).enumerate() {
             let Draw { temperature, top_p, top_k, min_p, uniform } = drawn(i);
             let draw = ops::Draw {
@@ -237,6 +240,62 @@ fn the_shipped_model_reads_its_table_there_too() {
     let hits = on_gpu.embedding().table().unwrap().metrics().snapshot();
     assert!(difference(&found, &expected) < 1e-4, "{}", difference(&found, &expected));
     assert!(hits.hit_rate > 0.3, "{hits:?}");
+}
+
+/// Prompts read in pieces, with more and less of what comes next brought ahead: the same logits to the bit, whatever was brought,
+/// also where the table is exchanged in between.
+#[test]
+fn rows_that_were_brought_ahead_are_those_of_the_table() {
+    let directory = ModelDirectory::open(Path::new("model_cards/default")).unwrap();
+    let text = "At the end of the day he said that there was a man at the door of the house, and that it was one of the \
+                most of all those who had been in the room for the first time in the middle of the night.";
+    let tokens = directory.tokenizer().encode(text).unwrap();
+    let (here, there) = tokens.split_at(tokens.len() / 2);
+    let all_blocks: [Vec<u32>; 2] = [(0..8).collect(), (8..16).collect()];
+    let past = |i: usize, part: usize| ([5, 9][i] * part).min([here, there][i].len() - 1);
+    let piece = |i: usize, part: usize| Piece {
+        tokens: &[here, there][i][..past(i, part + 1)],
+        past: past(i, part),
+        blocks: &all_blocks[i],
+        wanted: 1,
+    };
+    let parts = here.len().min(there.len()) / 9;
+    for bits in [WeightType::F32, WeightType::Bf16] {
+        let dtype = if bits == WeightType::F32 { Encoding::F32 } else { Encoding::Bf16 };
+        let mut model = on_gpu(|device| directory.load(None, &runtime(256, Some(dtype), device))).unwrap();
+        let live = Arc::clone(model.embedding().live_table().unwrap());
+        let mut read = |expects: fn(usize) -> &'static [usize], exchanged: bool| {
+            let (mut all, mut logits) = (Vec::new(), Vec::new());
+            let lookups = || live.get().metrics().snapshot().positions.iter().sum::<u64>();
+            let before = lookups();
+            for part in 0..parts {
+                let ahead: Vec<Piece<'_>> = expects(part).iter().map(|&i| piece(i, part + 1)).collect();
+                let pieces = [piece(0, part), piece(1, part)];
+                let pass = Pass { ahead: &ahead, ..Pass::of(&pieces) };
+                model.forward_choosing(&pass, &mut logits, &mut Vec::new()).unwrap();
+                all.extend_from_slice(&logits);
+                if exchanged && part == 1 {
+                    live.reload(None).unwrap();
+                }
+            }
+            (all, lookups() - before, model.ahead_rows())
+        };
+        let (expected, lookups, brought) = read(|_| &[], false);
+        assert!(brought == 0 && lookups > 0);
+        for (what, expects) in [
+            ("both", (|_| &[0, 1]) as fn(usize) -> &'static [usize]),
+            ("one", |_| &[1]),
+            ("in turns", |part| [&[][..], &[1], &[0]][part % 3]),
+        ] {
+            let (found, again, _) = read(expects, false);
+            assert!(found == expected, "{what}: other logits");
+            assert_eq!(again, lookups, "{what}: what is expected is not looked up");
+            let (found, ..) = read(expects, true);
+            assert!(found == expected, "{what}: other logits where the table is exchanged");
+        }
+        let (_, _, brought) = read(|_| &[0, 1], false);
+        assert!(brought > 0, "nothing was brought");
+    }
 }
 
 #[test]

@@ -30,19 +30,22 @@ fn rows_are_those_of_the_table_bit_for_bit() {
         table.gather(&ranks, &mut expected).unwrap();
         for gpu in testing::gpus() {
             for place in [GpuPlace::Device, GpuPlace::Host] {
-                let mut held = GpuTable::load(&*gpu, &table, place).unwrap();
+                let held = GpuTable::load(&*gpu, &table, place).unwrap();
                 assert!(held.is_of(&table));
                 let y = gpu.alloc(4 * expected.len()).unwrap();
                 // Fewer first, so that there is more to come than there was room for.
                 for ranks in [&ranks[..3], &ranks] {
                     let len = ranks.len() * format.dim;
-                    held.read(&*gpu, ranks, y.of(Type::F32).part(0, len).unwrap()).unwrap();
+                    let there = testing::indices(&*gpu, ranks);
+                    let to = y.of(Type::F32).part(0, len).unwrap();
+                    held.read(&*gpu, (ranks, there.of(Type::U32)), to).unwrap();
                     let found = testing::read(&*gpu, y.of(Type::F32).part(0, len).unwrap());
                     let same = found.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits());
                     assert!(same, "{format:?} {place:?}");
                 }
-                let beyond =
-                    held.read(&*gpu, &[0, last + 1], y.of(Type::F32).part(0, 2 * format.dim).unwrap());
+                let (two, to) = ([0, last + 1], y.of(Type::F32).part(0, 2 * format.dim).unwrap());
+                let there = testing::indices(&*gpu, &two);
+                let beyond = held.read(&*gpu, (&two, there.of(Type::U32)), to);
                 assert!(beyond.unwrap_err().to_string().contains("row"));
             }
         }
