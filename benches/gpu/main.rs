@@ -108,7 +108,8 @@ fn with_table(arguments: &Arguments, device: &Device, directory: &TempDir) -> Ve
         steps: arguments.steps,
         gpu: !device.is_cpu(),
     };
-    let positions = case.batch * (case.past + case.steps + 8).next_multiple_of(BLOCK);
+    let decoding = case.batch * (case.past + case.steps + 8).next_multiple_of(BLOCK);
+    let positions = decoding.max(table::PROMPT.0);
     let mut runtime = Runtime::new(Arc::new(Pool::new(4).expect("threads")), positions);
     runtime.device = device.clone();
     table::measure(&case, config.hidden_size, directory.path(), |fgrams| {

@@ -42,6 +42,30 @@ impl Sequences {
         (start.elapsed(), model.host_time())
     }
 
+    /// The time of reading a sequence of `len` tokens, `piece` at a time, each told what the next one is if it `looks_ahead`.
+    pub(crate) fn read_pieces(
+        &self,
+        model: &mut Model,
+        (len, piece): (usize, usize),
+        looks_ahead: bool,
+    ) -> Duration {
+        let (mut logits, mut chosen) = (Vec::new(), Vec::new());
+        let at = |past: usize| {
+            let (tokens, blocks) = (&self.tokens[0][..(past + piece).min(len)], self.blocks[0].as_slice());
+            Piece { tokens, past, blocks, wanted: usize::from(tokens.len() == len) }
+        };
+        let start = Instant::now();
+        for past in (0..len).step_by(piece) {
+            let (pieces, next) = ([at(past)], past + piece);
+            let ahead = (looks_ahead && next < len).then(|| [at(next)]);
+            let ahead: &[Piece<'_>] = ahead.as_ref().map_or(&[], |next| next);
+            model
+                .forward_choosing(&Pass { ahead, ..Pass::of(&pieces) }, &mut logits, &mut chosen)
+                .expect("a step");
+        }
+        start.elapsed()
+    }
+
     /// Reads what comes before `past`, a few tokens at a time, so that the largest step is no larger than a server's.
     pub(crate) fn read(&self, model: &mut Model, past: usize) {
         for from in (0..past).step_by(16) {

@@ -18,6 +18,12 @@ use crate::sequences::Sequences;
 /// The second tokens that a first one has bigrams with, so many that their table has enough rows.
 const SECOND: usize = 4096;
 
+/// Tokens of a prompt, and of the pieces that it is read in.
+pub(crate) const PROMPT: (usize, usize) = (1024, 256);
+
+/// How often the prompt is read.
+const READINGS: usize = 9;
+
 /// Which table, and how it is read.
 pub(crate) struct Case {
     pub(crate) rows: usize,
@@ -110,30 +116,45 @@ pub(crate) fn measure(case: &Case, d: usize, directory: &Path, open: impl Fn(Fgr
             }
         }
     }
+    let prompt = Sequences::new(1, PROMPT.0, (case.rows / SECOND).clamp(1, SECOND));
+    let mut readings = vec![[Vec::new(), Vec::new()]; models.len()];
+    for _ in 0..READINGS {
+        for ((_, model, ..), reading) in models.iter_mut().zip(&mut readings) {
+            for (looks_ahead, times) in [true, false].into_iter().zip(reading) {
+                times.push(prompt.read_pieces(model, PROMPT, looks_ahead).as_secs_f64());
+            }
+        }
+    }
     println!(
-        "\n{} rows of {d} numbers in bf16, {:.1} GB; decode, {} at {}, in turns:\n",
+        "\n{} rows of {d} numbers in bf16, {:.1} GB; decode, {} at {}, and reading {} tokens by {}, in turns:\n",
         case.rows,
         bytes as f64 / 1e9,
         case.batch,
-        case.past
+        case.past,
+        PROMPT.0,
+        PROMPT.1
     );
     println!(
-        "| rows in | ms a step | of no table | host, ms | start to ready, s | host memory, page cache too, GB |\n|---|---|---|---|---|---|"
+        "| rows in | ms a step | of no table | host, ms | reading, ms | not told what is next, ms | start to ready, s | host memory, page cache too, GB |\n|---|---|---|---|---|---|---|---|"
     );
     let baseline = median(times[0].0.clone());
     let mut found = Vec::new();
-    for ((name, model, ready, memory), (all, host)) in models.into_iter().zip(times) {
-        let (all, host) = (median(all), median(host));
+    for (((name, model, ready, memory), (all, host)), readings) in models.into_iter().zip(times).zip(readings)
+    {
+        let (all, host, [reading, untold]) = (median(all), median(host), readings.map(median));
         println!(
-            "| {name} | {:.3} | {:.3} | {:.3} | {ready:.1} | {:.2} |",
+            "| {name} | {:.3} | {:.3} | {:.3} | {:.2} | {:.2} | {ready:.1} | {:.2} |",
             1e3 * all,
             all / baseline,
             1e3 * host,
+            1e3 * reading,
+            1e3 * untold,
             memory as f64 / 1e9
         );
         let hits = model.embedding().table().map(|table| table.metrics().snapshot().hit_rate);
         found.push(json!({
             "rows_in": name, "rows": case.rows, "table_bytes": bytes, "batch": case.batch, "seconds": all, "host_seconds": host,
+            "reading_seconds": reading, "untold_reading_seconds": untold,
             "of_no_table": all / baseline, "ready_seconds": ready, "host_memory_bytes": memory, "hit_rate": hits,
         }));
     }
