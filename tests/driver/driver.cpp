@@ -1,9 +1,10 @@
 // What stands for NVIDIA's driver, cuBLAS and cuRAND where there is no GPU, so that a program built with the feature `cuda` can be
 // run and its calls are tried (tests/driver/run). Our kernels are run by the emulator of the tests; "device" memory is the host's.
 //
-// It is as late as it may be: what is asked for of a stream is done when somebody waits for it, unless SCONE_DRIVER=eager. So what a
-// real GPU may do in either order, it does in the one that hurts: staging memory that is written again before its copy, a copy on
-// a second stream that nobody joined, memory that is used after it was given back. What no GPU would take it refuses and says so:
+// It is as late as it may be: what is asked for of a stream is done when somebody waits for it. With SCONE_DRIVER=eager all is done
+// at once, with SCONE_DRIVER=crossed what is asked for of any but the first stream. So what a real GPU may do in any order is
+// tried in those that hurt: staging memory that is written again before its copy, a copy on a second stream that nobody joined,
+// one into what a step still reads, memory that is used after it was given back. What no GPU would take it refuses and says so:
 // copies beyond an allocation, launches with too much shared memory, waiting while a stream is captured.
 //
 // The signatures are those of cuda.h and cublas_v2.h; every other function that the program is linked against is refused.
@@ -24,7 +25,7 @@ struct Stream {
     std::deque<Work> asked;
     // How many were asked for ever, and how many of them are done.
     size_t count = 0, done = 0;
-    bool captures = false;
+    bool captures = false, is_eager = false;
     std::vector<Work> captured;
 };
 
@@ -63,7 +64,7 @@ constexpr size_t TOTAL = size_t(8) << 30, LIMIT_OF_SHARED = 227 * 1024;
 std::recursive_mutex mutex;
 std::map<uintptr_t, Piece> device, host;
 size_t taken = 0;
-bool is_eager = getenv("SCONE_DRIVER") && !strcmp(getenv("SCONE_DRIVER"), "eager");
+const std::string mode = getenv("SCONE_DRIVER") ? getenv("SCONE_DRIVER") : "late";
 
 int refuse(int result, const std::string &why) {
     fprintf(stderr, "stand-in driver: %s\n", why.c_str());
@@ -108,7 +109,7 @@ int ask(Stream *stream, Work work) {
     }
     stream->asked.push_back(std::move(work));
     stream->count++;
-    if (is_eager) run_until(stream, stream->count);
+    if (stream->is_eager) run_until(stream, stream->count);
     return OK;
 }
 
@@ -325,7 +326,9 @@ CALL cuMemsetD8Async(uintptr_t to, unsigned char value, size_t bytes, Stream *st
 
 CALL cuStreamCreate(Stream **stream, unsigned) {
     ONE_AT_A_TIME;
-    streams.insert(*stream = new Stream);
+    *stream = new Stream;
+    (*stream)->is_eager = mode == "eager" || (mode == "crossed" && !streams.empty());
+    streams.insert(*stream);
     return OK;
 }
 CALL cuStreamDestroy_v2(Stream *stream) {
