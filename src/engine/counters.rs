@@ -10,6 +10,8 @@ pub struct Counters {
     pub step_tokens: u64,
     /// How long they and the sampling after them took.
     pub step_time: Duration,
+    /// How much of it the host was busy beside a GPU; zero where a CPU computes.
+    pub host_time: Duration,
     /// Tokens of the prompts of sequences that got a place.
     pub prompt_tokens: u64,
     /// Tokens that were not computed because another request began with the same.

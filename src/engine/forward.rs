@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::{Pass, Piece};
 
@@ -65,6 +66,11 @@ pub trait Forward: Send {
     /// What to call with the prompt of each request that was taken, before its turn comes; None if there is nothing to do.
     fn prefetch(&self) -> Option<Prefetch> {
         None
+    }
+
+    /// How long the host was busy with the last pass beside a GPU, until it only waited. Zero where a CPU computes.
+    fn host_time(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Changes when keys and values of old no longer are what the model would compute, because it reads another table: new

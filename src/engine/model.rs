@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Forward, ForwardError, Piece, Prefetch};
 use crate::kernels::BLOCK;
@@ -51,6 +52,10 @@ impl Forward for Model {
             return None;
         }
         Some(Arc::new(move |prompt| prefetch_rows(&live.get(), prompt)))
+    }
+
+    fn host_time(&self) -> Duration {
+        Model::host_time(self)
     }
 
     fn epoch(&self) -> u64 {

@@ -208,6 +208,7 @@ impl Worker {
         let pass = Pass { pieces: &batch, draws: &draws, ahead: &ahead };
         let results = pass::run(&mut *self.model, &pass, &mut self.output);
         let is_fine = results.iter().all(Result::is_ok);
+        self.counters.host_time += self.model.host_time();
 
         let vocab_size = self.model.vocab_size();
         let (mut rest, mut tokens_left) = (self.output.logits.as_mut_slice(), self.output.chosen.as_slice());

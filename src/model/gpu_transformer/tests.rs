@@ -242,6 +242,26 @@ fn the_shipped_model_reads_its_table_there_too() {
     assert!(hits.hit_rate > 0.3, "{hits:?}");
 }
 
+/// The first f-gram that decoding meets moves what the host gives a step: those that were recorded before are of no use then.
+#[test]
+fn what_was_recorded_is_forgotten_where_memory_moves() {
+    let directory = ModelDirectory::open(Path::new("model_cards/default")).unwrap();
+    let open =
+        |device: &Device| directory.load(None, &runtime(57 * 16, Some(Encoding::F32), device)).unwrap();
+    let tokens = directory.tokenizer().encode(" of the house of the man").unwrap();
+    let tokens = [tokens.clone(), tokens[1..].to_vec(), tokens[2..].to_vec()];
+    // No f-gram ends at a text's first token.
+    let steps: Vec<_> = [0, 1, 2].into_iter().chain([0, 0, 0]).map(|i| vec![(i, 1)]).collect();
+    let expected = run(&mut open(&Device::Cpu), &tokens, &steps);
+    let mut on_gpu = on_gpu(open);
+    let found = run(&mut on_gpu, &tokens, &steps);
+    assert!(difference(&found, &expected) < 1e-4, "{}", difference(&found, &expected));
+    assert!(
+        on_gpu.recorded_steps() == 1
+            && on_gpu.embedding().table().unwrap().metrics().snapshot().hit_rate > 0.0
+    );
+}
+
 /// Prompts read in pieces, with more and less of what comes next brought ahead: the same logits to the bit, whatever was brought,
 /// also where the table is exchanged in between.
 #[test]

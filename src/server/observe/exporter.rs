@@ -50,6 +50,7 @@ fn engine(page: &mut Exposition, engine: &EngineHandle) {
         page.number(metric, count as f64);
     }
     page.number(&names::STEP_SECONDS, counters.step_time.as_secs_f64());
+    page.number(&names::HOST_SECONDS, counters.host_time.as_secs_f64());
 }
 
 fn requests(page: &mut Exposition, metrics: &Metrics) {
