@@ -177,6 +177,11 @@ impl Gpu for Cuda {
         self.shared_memory
     }
 
+    fn memory(&self) -> Result<[u64; 2], GpuError> {
+        let (free, total) = self.stream.context().mem_get_info().map_err(failed("asking for the memory"))?;
+        Ok([free as u64, total as u64])
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Buffer, GpuError> {
         // SAFETY: whoever takes memory of any contents writes it before it is read.
         let memory = unsafe { self.stream.alloc::<u8>(bytes.max(1)) };

@@ -106,6 +106,12 @@ pub(crate) trait Gpu: Send + Sync {
     /// Bytes of shared memory that a block can have.
     fn shared_memory(&self) -> usize;
 
+    /// Bytes of its memory that nobody has, and of all of it.
+    ///
+    /// # Errors
+    /// Where the driver does not say.
+    fn memory(&self) -> Result<[u64; 2], GpuError>;
+
     /// Memory of its own, of any contents.
     ///
     /// # Errors

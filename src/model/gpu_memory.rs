@@ -4,7 +4,7 @@ use candle_core::Device;
 
 use super::{LiveTable, ModelDirectory, ModelError};
 use crate::kernels::{BLOCK, Encoding};
-use crate::table::{GpuPlace, Placement};
+use crate::table::{GpuPlace, Placement, Table};
 
 /// Rows of a step whose logits there is always room for: as many as evaluation asks for at a time.
 const ROWS: usize = 512;
@@ -82,9 +82,11 @@ impl GpuNeeds {
         }
         let width = if encoding == Encoding::F32 { 4 } else { 2 };
         let position = 2 * config.num_hidden_layers * config.kv_heads() * config.head() * width;
-        let logits = 4 * (wanted.max(ROWS) * config.vocab_size) as u64;
-        let reserve = (memory.total / 20).max(1 << 30) + logits;
-        let table = table.map_or(0, table_bytes);
+        let reserve = reserve(memory.total, wanted, config.vocab_size);
+        let table = table.map_or(0, |live| match live.placement() {
+            Placement::Gpu(place) => table_bytes(&live.get(), place),
+            _ => 0,
+        });
         Self { weights, table, kv_block: (position * BLOCK) as u64, reserve }
     }
 
@@ -125,10 +127,13 @@ impl GpuNeeds {
     }
 }
 
+/// What is left for a step, of whose rows so many logits are wanted, of a GPU of so many bytes.
+pub(super) fn reserve(total: u64, wanted: usize, vocabulary: usize) -> u64 {
+    (total / 20).max(1 << 30) + 4 * (wanted.max(ROWS) * vocabulary) as u64
+}
+
 /// Bytes of a table that a GPU has in its own memory.
-fn table_bytes(live: &LiveTable) -> u64 {
-    let Placement::Gpu(place) = live.placement() else { return 0 };
-    let table = live.get();
+pub(super) fn table_bytes(table: &Table, place: GpuPlace) -> u64 {
     let scales = if table.row_type().has_scales() { 4 * table.len() } else { 0 };
     let rows = if place == GpuPlace::Device { table.row_bytes_in_all() } else { 0 };
     (scales + rows) as u64

@@ -93,6 +93,15 @@ impl Model {
         }
     }
 
+    /// Whether a GPU reads rows of the table by itself.
+    #[cfg(test)]
+    pub(crate) fn holds_table(&self) -> bool {
+        match &self.executor {
+            Executor::Gpu(transformer) => transformer.holds_table(),
+            Executor::Cpu { .. } => false,
+        }
+    }
+
     /// How many rows a GPU was brought for the step after the last one.
     #[cfg(test)]
     pub(crate) fn ahead_rows(&self) -> usize {

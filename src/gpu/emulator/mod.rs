@@ -109,6 +109,11 @@ impl Gpu for Emulator {
         self.shared_memory
     }
 
+    /// As if nobody had any.
+    fn memory(&self) -> Result<[u64; 2], GpuError> {
+        Ok([MEMORY.get() as u64; 2])
+    }
+
     fn alloc(&self, bytes: usize) -> Result<Buffer, GpuError> {
         if bytes > MEMORY.get() {
             return Err(GpuError::Memory { what: "a step".to_owned(), bytes });

@@ -111,6 +111,7 @@ impl<'a> GpuWeights<'a> {
             ahead: Ahead::new(&*self.gpu)?,
             graphs: Graphs::default(),
             table: None,
+            table_room: 0,
             left_out: None,
             host_time: Duration::ZERO,
             gpu: self.gpu.clone(),

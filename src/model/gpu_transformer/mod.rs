@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::executor::{Output, Step, Wanted};
-use super::{Embedding, ModelError, Piece};
+use super::{Embedding, ModelError, Piece, gpu_memory};
 use crate::gpu::{Buffer, Gpu, GpuError, Slice, Type, ops};
 use crate::table::{GpuPlace, Table};
 use ahead::Ahead;
@@ -55,6 +55,8 @@ pub(super) struct GpuTransformer {
     graphs: Graphs,
     /// The table whose rows are read here and not gathered by the host.
     table: Option<GpuTable>,
+    /// How much of the GPU's memory tables may have.
+    table_room: u64,
     /// One that took its place and could not be held: the host gathers its rows.
     left_out: Option<Arc<Table>>,
     /// How long the host took to ask for all of the last step.
@@ -105,6 +107,12 @@ impl GpuTransformer {
         self.graphs.len()
     }
 
+    /// Whether a table is held.
+    #[cfg(test)]
+    pub(super) fn holds_table(&self) -> bool {
+        self.table.is_some()
+    }
+
     /// How many rows are there for the next step.
     #[cfg(test)]
     pub(super) fn ahead_rows(&self) -> usize {
@@ -141,8 +149,23 @@ impl GpuTransformer {
         self.gpu.wait()?;
         self.table = None;
         self.table = Some(GpuTable::load(&*self.gpu, table, place)?);
+        self.table_room = self.table_room.max(gpu_memory::table_bytes(table, place));
         self.left_out = None;
         Ok(())
+    }
+
+    /// That a table leaves a step what the plan at the start did: it is larger than those before it by no more than is free besides.
+    fn check_room(&self, table: &Table, place: GpuPlace) -> Result<(), ModelError> {
+        let [free, total] = self.gpu.memory()?;
+        let spare = free.saturating_sub(gpu_memory::reserve(total, 0, self.shape.vocabulary));
+        let room = self.table_room + spare;
+        let needed = gpu_memory::table_bytes(table, place);
+        if needed <= room {
+            return Ok(());
+        }
+        let why =
+            format!("{needed} bytes of it do not fit: beside what a step needs the GPU has {room} for it");
+        Err(ModelError::Gpu(why))
     }
 
     /// Whether the rows of this table are held. Where it has taken the place of the one that was, they are brought; where there is no
@@ -154,9 +177,11 @@ impl GpuTransformer {
         if self.left_out.as_ref().is_some_and(|known| Arc::ptr_eq(known, table)) {
             return false;
         }
-        let held = self.hold(table, place);
+        let held = self.check_room(table, place).and_then(|()| self.hold(table, place));
         if let Err(error) = &held {
             tracing::warn!("{}: {error}; the CPU gathers its rows instead", table.path().display());
+            // What was held is nobody's any more.
+            self.table = None;
             self.left_out = Some(Arc::clone(table));
         }
         held.is_ok()

@@ -10,7 +10,7 @@ use crate::gpu::{emulator, testing};
 use crate::model::gpu_transformer::tests::{run, runtime};
 use crate::model::ops::gpu::on_gpu;
 use crate::model::{ModelDirectory, Piece};
-use crate::table::{Placement, RowFormat, testing as tables};
+use crate::table::{Placement, RowFormat, quantize, testing as tables};
 
 #[test]
 fn rows_are_those_of_the_table_bit_for_bit() {
@@ -90,11 +90,24 @@ fn a_model_reads_the_table_where_it_is_and_where_the_next_one_is() {
             live.reload(None).unwrap();
             emulator::with_memory(1 << 20, || again("with no room for it"));
             again("the one that did not fit");
+            // A larger one is held where more is free than a step needs.
+            let larger = scratch.path().join("larger");
+            let dim = live.get().dim();
+            quantize(&live.get(), &larger, RowFormat::packed(RowType::F16, dim), &mut |_| ()).unwrap();
+            for (free, is_held) in [(1 << 30, false), (3 << 30, true)] {
+                live.reload(Some(&larger)).unwrap();
+                emulator::with_memory(free, || run(&mut model, &tokens, &steps));
+                assert_eq!(model.holds_table(), is_held, "{free} bytes free");
+                live.reload(Some(Path::new("model_cards/default/table.safetensors"))).unwrap();
+                emulator::with_memory(3 << 30, || run(&mut model, &tokens, &steps));
+            }
             // One whose rows are gathered by the CPU and whose file is changed fails, and leaves nothing to the next.
             let other = scratch.path().join("other");
             std::fs::copy("model_cards/default/table.safetensors", &other).unwrap();
             live.reload(Some(&other)).unwrap();
-            emulator::with_memory(1 << 20, || again("another with no room"));
+            emulator::with_memory(1 << 20, || {
+                assert!(run(&mut model, &tokens, &steps) == expected, "another with no room");
+            });
             std::fs::File::options().append(true).open(&other).unwrap().set_len(1 << 20).unwrap();
             let piece = Piece { tokens: &tokens[0][..40], past: 0, blocks: &[0, 1, 2], wanted: 1 };
             assert!(model.forward(&[piece], &mut Vec::new()).is_err());
