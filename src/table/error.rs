@@ -8,14 +8,14 @@ use super::RowType;
 #[derive(Debug, Error)]
 pub enum TableError {
     /// The operating system refused.
-    #[error("cannot {action} {}: {source}", .path.display())]
+    #[error("cannot {action} {}: {why}", .path.display())]
     Io {
         /// "open", "write", ...
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
-        source: std::io::Error,
+        /// What it said. No `source`: what prints an error with its causes would say it twice.
+        why: std::io::Error,
     },
     /// Some other file.
     #[error("{} is not a scone table: {why}; `scone table build` makes one", .path.display())]
@@ -158,10 +158,22 @@ impl TableError {
     /// For `map_err`: an error of the operating system on `path`.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
+        move |why| Self::Io { action, path, why }
     }
 
     pub(super) fn changed(path: &Path, why: impl Into<String>) -> Self {
         Self::Changed { path: path.to_owned(), why: why.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_operating_system_said_is_said_once() {
+        let error = TableError::io("open", Path::new("a"))(std::io::Error::from_raw_os_error(2));
+        let printed = format!("{:#}", anyhow::Error::from(error));
+        assert_eq!(printed.matches("os error 2").count(), 1, "{printed}");
     }
 }

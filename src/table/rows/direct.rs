@@ -278,8 +278,8 @@ fn open_direct(path: &Path, same: &File, geometry: &Geometry) -> Result<(SharedF
         Ok((Some(align), file)) if reads_a_block(&file, geometry, align) => {
             return Ok((Arc::new(file), align));
         }
-        Err(TableError::Io { source, .. }) if source.raw_os_error() != Some(libc::EINVAL) => {
-            return Err(TableError::io("open", path)(source));
+        Err(TableError::Io { why, .. }) if why.raw_os_error() != Some(libc::EINVAL) => {
+            return Err(TableError::io("open", path)(why));
         }
         Err(error @ TableError::Changed { .. }) => return Err(error),
         _ => {}
