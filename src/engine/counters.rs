@@ -10,7 +10,7 @@ pub struct Counters {
     pub step_tokens: u64,
     /// How long they and the sampling after them took.
     pub step_time: Duration,
-    /// How much of it the host was busy beside a GPU; zero where a CPU computes.
+    /// How much of it the host took to put passes together and ask a GPU for them; zero where a CPU computes.
     pub host_time: Duration,
     /// Tokens of the prompts of sequences that got a place.
     pub prompt_tokens: u64,

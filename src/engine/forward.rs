@@ -68,7 +68,7 @@ pub trait Forward: Send {
         None
     }
 
-    /// How long the host was busy with the last pass beside a GPU, until it only waited. Zero where a CPU computes.
+    /// How long the host took to put the last pass together and ask a GPU for it. Zero where a CPU computes.
     fn host_time(&self) -> Duration {
         Duration::ZERO
     }

@@ -208,7 +208,6 @@ impl Worker {
         let pass = Pass { pieces: &batch, draws: &draws, ahead: &ahead };
         let results = pass::run(&mut *self.model, &pass, &mut self.output);
         let is_fine = results.iter().all(Result::is_ok);
-        self.counters.host_time += self.model.host_time();
 
         let vocab_size = self.model.vocab_size();
         let (mut rest, mut tokens_left) = (self.output.logits.as_mut_slice(), self.output.chosen.as_slice());
@@ -246,6 +245,7 @@ impl Worker {
         self.counters.step_tokens += tokens as u64;
         self.counters.step_time += start.elapsed();
         if is_fine {
+            self.counters.host_time += self.model.host_time();
             let kind = match (reads_prompts, has_drafts) {
                 (true, _) => Kind::Reading,
                 (_, true) => Kind::Drafting,

@@ -98,7 +98,7 @@ impl Embedding {
     ///
     /// # Panics
     /// Where a token is beyond the vocabulary.
-    pub fn look_up(&self, pieces: &[Piece<'_>], vocabulary: usize) -> Found {
+    pub(super) fn look_up(&self, pieces: &[Piece<'_>], vocabulary: usize) -> Found {
         let table = self.table();
         let (at, ranks) = table.as_ref().map(|table| matches(table, pieces)).unwrap_or_default();
         let mut sources: Vec<u32> =
@@ -121,7 +121,8 @@ impl Embedding {
     #[cfg(any(feature = "cuda", test))]
     pub(super) fn expect(&self, pieces: &[Piece<'_>]) -> Option<Found> {
         let table = self.table().filter(|_| self.gathers())?;
-        let matches = table.index().matches_of(pieces.iter().map(|piece| (piece.tokens, piece.past)));
+        let pieces = pieces.iter().filter(|piece| piece.past < piece.tokens.len());
+        let matches = table.index().matches_of(pieces.map(|piece| (piece.tokens, piece.past)));
         let mut ranks: Vec<u32> = matches.into_iter().flatten().map(|found| found.rank).collect();
         ranks.sort_unstable();
         ranks.dedup();
@@ -142,7 +143,7 @@ impl Embedding {
     ///
     /// # Errors
     /// Where the table is damaged or was changed while in use.
-    pub fn gather(&self, found: &Found, rows: &mut [f32]) -> Result<(), ModelError> {
+    pub(super) fn gather(&self, found: &Found, rows: &mut [f32]) -> Result<(), ModelError> {
         let Some(table) = &found.table else { return Ok(()) };
         match &self.fgrams {
             // Perhaps because the file is gone. Where rows are gathered, that is found out with them.
@@ -158,11 +159,11 @@ impl Embedding {
 }
 
 /// Where a batch's input embeddings come from.
-pub struct Found {
-    /// By row: a token, or from the vocabulary's size on one of `ranks`.
-    pub sources: Vec<u32>,
+pub(super) struct Found {
+    /// By row: a token, or from the vocabulary's size on one of `ranks`; or a place that was [named](Found::leave_out) instead.
+    pub(super) sources: Vec<u32>,
     /// The f-grams that end in the batch, in its order.
-    pub ranks: Vec<u32>,
+    pub(super) ranks: Vec<u32>,
     /// The table in which they were found, as it was then.
     table: Option<Arc<Table>>,
 }

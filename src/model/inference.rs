@@ -102,11 +102,11 @@ impl Model {
         }
     }
 
-    /// How many rows a GPU was brought for the step after the last one.
+    /// How often a GPU was brought a row ahead that a step needed.
     #[cfg(test)]
-    pub(crate) fn ahead_rows(&self) -> usize {
+    pub(crate) fn rows_taken(&self) -> usize {
         match &self.executor {
-            Executor::Gpu(transformer) => transformer.ahead_rows(),
+            Executor::Gpu(transformer) => transformer.rows_taken(),
             Executor::Cpu { .. } => 0,
         }
     }
@@ -145,7 +145,8 @@ impl Model {
         self.forward_choosing(&Pass::of(pieces), logits, &mut Vec::new())
     }
 
-    /// How long the host was busy with the last step on a GPU: until all was asked for, and it only waits. Zero on a CPU.
+    /// How long the host took for the last step on a GPU, from when the one before was done until all was asked for: rows that it
+    /// brings ahead while the GPU computes are not counted. Zero on a CPU, and after a step that failed.
     pub fn host_time(&self) -> Duration {
         self.executor.host_time()
     }

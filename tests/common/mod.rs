@@ -79,6 +79,7 @@ pub struct HashModel {
     /// What the next pass is said to read: the tokens of a sequence, and from where on they are new.
     ahead: Vec<(Vec<u32>, usize)>,
     foreseen: Arc<AtomicU64>,
+    told: Arc<AtomicU64>,
 }
 
 /// What stands for keys and values: they depend on the token, on all before it, and on the table that was read.
@@ -104,6 +105,7 @@ impl HashModel {
             panics_after: usize::MAX,
             ahead: Vec::new(),
             foreseen: Arc::default(),
+            told: Arc::default(),
         }
     }
 
@@ -127,9 +129,9 @@ impl HashModel {
         Arc::clone(&self.epoch)
     }
 
-    /// Counts the tokens of which the pass before theirs was told.
-    pub fn foreseen(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.foreseen)
+    /// Counts the tokens of which the pass before theirs was told, and those that passes were told of.
+    pub fn foreseen(&self) -> [Arc<AtomicU64>; 2] {
+        [Arc::clone(&self.foreseen), Arc::clone(&self.told)]
     }
 
     /// How many sequences of the whole context there is room for.
@@ -147,6 +149,8 @@ impl HashModel {
             self.foreseen.fetch_add(count as u64, Ordering::Relaxed);
         }
         assert!(pass.ahead.iter().all(|piece| piece.new_tokens() > 0), "{:?}", pass.ahead);
+        let told: usize = pass.ahead.iter().map(Piece::new_tokens).sum();
+        self.told.fetch_add(told as u64, Ordering::Relaxed);
         self.ahead = pass.ahead.iter().map(|piece| (piece.tokens.to_vec(), piece.past)).collect();
     }
 

@@ -3,9 +3,10 @@
 //
 // It is as late as it may be: what is asked for of a stream is done when somebody waits for it. With SCONE_DRIVER=eager all is done
 // at once, with SCONE_DRIVER=crossed what is asked for of any but the first stream. So what a real GPU may do in any order is
-// tried in those that hurt: staging memory that is written again before its copy, a copy on a second stream that nobody joined,
-// one into what a step still reads, memory that is used after it was given back. What no GPU would take it refuses and says so:
-// copies beyond an allocation, launches with too much shared memory, waiting while a stream is captured.
+// tried in those that hurt, and shows as wrong numbers: staging memory that is written again before its copy, a copy on a second
+// stream that nobody joined, one into what a step still reads. What no GPU would take it refuses and says so: copies and products
+// beyond an allocation or of memory that was given back, launches with too much shared memory, waiting while a stream is
+// captured. What a kernel itself reads and writes it does not check.
 //
 // The signatures are those of cuda.h and cublas_v2.h; every other function that the program is linked against is refused.
 #include "kernels.inc" // Our kernels, and scone_launch; made by tests/driver/run.
@@ -295,6 +296,7 @@ CALL cuMemcpyHtoDAsync_v2(uintptr_t to, const void *from, size_t bytes, Stream *
     }
     return ask(stream, [=] {
         check(stream, "a copy to the device", to, bytes);
+        if (!copy && !piece(host, uintptr_t(from), bytes)) fault("a copy of locked memory that was given back meanwhile");
         memcpy((void *)to, copy ? copy->data() : from, bytes);
     });
 }

@@ -7,7 +7,7 @@ template <class T>
 __device__ void embed(
     const T *tokens, const float *fgrams_end, const float *ahead, const u32 *sources, float *residual, u32 vocabulary,
     u32 d) {
-    constexpr u32 AHEAD = 1u << 31;
+    constexpr u32 AHEAD = 1u << 31; // As in ops/step.rs.
     u32 source = sources[blockIdx.x];
     float *to = residual + (u64)blockIdx.x * d;
     if (source < vocabulary) {

@@ -1,6 +1,6 @@
 use super::{BLOCK, Gpu, GpuError, Launch, Slice, Type, arguments, blocks, need, small, step_kernel};
 
-/// From this source on the rows of [`embed`] are those that were brought ahead.
+/// From this source on the rows of [`embed`] are those that were brought ahead; the kernel has the same number.
 pub(crate) const AHEAD: u32 = 1 << 31;
 
 /// The residual stream `[rows, d]`: rows of `tokens` `[vocabulary, d]`; from source `vocabulary` on of `fgrams`, counted from the

@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::workspace::room;
 use crate::gpu::{Buffer, Gpu, GpuError, Slice, Staging, Type, ops};
@@ -16,26 +16,37 @@ pub(super) struct Ahead {
     filled: usize,
     /// Where in it which rows are, by rank.
     at: HashMap<u32, u32>,
-    /// The table that they are of; none if there are none.
-    table: Option<Arc<Table>>,
+    /// The table that they are of, which may be gone; none if there are no rows.
+    table: Weak<Table>,
     /// Whether they may still be on their way.
     on_their_way: bool,
+    /// How many of them were taken.
+    #[cfg(test)]
+    taken: usize,
 }
 
+/// What is staged goes first: then a copy that may be under way is waited for.
 struct Place {
-    memory: Buffer,
     staged: Staging,
+    memory: Buffer,
 }
 
 impl Ahead {
     /// With no rows.
     pub(super) fn new(gpu: &dyn Gpu) -> Result<Self, GpuError> {
-        let place = || Ok::<_, GpuError>(Place { memory: gpu.alloc(0)?, staged: gpu.staging(0)? });
-        let places = [place()?, place()?];
-        Ok(Self { places, filled: 0, at: HashMap::new(), table: None, on_their_way: false })
+        let place = || Ok::<_, GpuError>(Place { staged: gpu.staging(0)?, memory: gpu.alloc(0)? });
+        Ok(Self {
+            places: [place()?, place()?],
+            filled: 0,
+            at: HashMap::new(),
+            table: Weak::new(),
+            on_their_way: false,
+            #[cfg(test)]
+            taken: 0,
+        })
     }
 
-    /// Makes room for so many bytes of rows for the step after the next. To be called before something is waited for: a copy beside
+    /// Makes room for so many bytes of rows that are to be brought while the step that is about to begin runs. To be called before something is waited for: a copy beside
     /// the queue may only go where memory was before.
     pub(super) fn reserve(&mut self, gpu: &dyn Gpu, bytes: usize) -> Result<(), GpuError> {
         let next = &mut self.places[1 - self.filled];
@@ -43,15 +54,16 @@ impl Ahead {
         if there < bytes {
             let bytes = room(there, bytes);
             let (memory, staged) = (gpu.alloc(bytes)?, gpu.staging(bytes)?);
-            *next = Place { memory, staged };
+            *next = Place { staged, memory };
         }
         Ok(())
     }
 
     /// Lets the step that is about to be asked for wait until the rows are there.
     pub(super) fn join(&mut self, gpu: &dyn Gpu) -> Result<(), GpuError> {
-        if std::mem::take(&mut self.on_their_way) {
+        if self.on_their_way {
             gpu.join()?;
+            self.on_their_way = false;
         }
         Ok(())
     }
@@ -61,11 +73,17 @@ impl Ahead {
         self.places[self.filled].memory.of(Type::F32)
     }
 
-    /// Has sources in it that are here, in place of ranks that need not be gathered.
-    pub(super) fn take(&self, found: &mut Found, vocabulary: usize) {
-        let is_same = |(here, there)| Arc::ptr_eq(here, there);
-        if self.table.as_ref().zip(found.table()).is_some_and(is_same) {
+    /// Leaves out what need not be gathered, as it is here.
+    pub(super) fn take(&mut self, found: &mut Found, vocabulary: usize) {
+        // As long as it is known here no other table can be where it is.
+        if found.table().is_some_and(|table| Arc::as_ptr(table) == self.table.as_ptr()) {
+            #[cfg(test)]
+            let before = found.ranks.len();
             found.leave_out(vocabulary, |rank| self.at.get(&rank).map(|place| ops::AHEAD + place));
+            #[cfg(test)]
+            {
+                self.taken += before - found.ranks.len();
+            }
         }
     }
 
@@ -80,7 +98,7 @@ impl Ahead {
         pieces: &[Piece<'_>],
         d: usize,
     ) -> Result<(), ModelError> {
-        self.table = None;
+        self.table = Weak::new();
         self.at.clear();
         let Some(found) = embedding.expect(pieces).filter(|found| !found.ranks.is_empty()) else {
             return Ok(());
@@ -94,13 +112,13 @@ impl Ahead {
         self.on_their_way = true;
         self.filled = 1 - self.filled;
         self.at.extend(found.ranks.iter().copied().zip(0..));
-        self.table = found.table().cloned();
+        self.table = found.table().map(Arc::downgrade).unwrap_or_default();
         Ok(())
     }
 
-    /// How many rows there are.
+    /// How often a row was here that a step needed.
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.at.len()
+    pub(super) fn taken(&self) -> usize {
+        self.taken
     }
 }

@@ -113,10 +113,10 @@ impl GpuTransformer {
         self.table.is_some()
     }
 
-    /// How many rows are there for the next step.
+    /// How often a row was brought ahead that a step needed.
     #[cfg(test)]
-    pub(super) fn ahead_rows(&self) -> usize {
-        self.ahead.len()
+    pub(super) fn rows_taken(&self) -> usize {
+        self.ahead.taken()
     }
 
     /// Blocks of the cache.
@@ -135,7 +135,8 @@ impl GpuTransformer {
         blocks + self.tokens.of(Type::U8).len() + self.head.as_ref().map_or(0, Weight::bytes)
     }
 
-    /// How long the host was busy with the last step: until all was asked for.
+    /// How long the host took for the last step, from when the one before was done until all was asked for. Rows that it brings ahead
+    /// are not counted, for the GPU computes meanwhile.
     pub(super) fn host_time(&self) -> Duration {
         self.host_time
     }
@@ -201,8 +202,8 @@ impl GpuTransformer {
         step: Step<'_>,
         output: &mut Output<'_>,
     ) -> Result<(), ModelError> {
-        let start = Instant::now();
         let ahead = self.begin(embedding, step)?;
+        let start = Instant::now();
         let Step { pieces, spans, wanted, .. } = step;
         let size = Graphs::size(spans, wanted.rows);
         let mut found = embedding.look_up(pieces, self.shape.vocabulary);
@@ -238,6 +239,7 @@ impl GpuTransformer {
     /// Waits for the last step, where nothing was wanted of it: it may still read what was staged for it. Gives what rows can be
     /// brought ahead for.
     fn begin<'a>(&mut self, embedding: &Embedding, step: Step<'a>) -> Result<&'a [Piece<'a>], ModelError> {
+        self.host_time = Duration::ZERO;
         let (gpu, limit) = (&*self.gpu, self.cache.blocks);
         assert!(
             step.spans.iter().all(|span| span

@@ -15,6 +15,7 @@ use crate::model::{
     Checkpoint, Config, Draw, Fgrams, Model, ModelDirectory, NO_TOKEN, Pass, Piece, Runtime, WeightType,
     write_weights,
 };
+use crate::table::{Contents, RowFormat, RowType, Table, TableWriter};
 
 const VOCABULARY: usize = 96;
 
@@ -262,59 +263,79 @@ fn what_was_recorded_is_forgotten_where_memory_moves() {
     );
 }
 
+/// The shipped table with other rows.
+fn other_rows(table: &Table, path: &Path) {
+    let format = RowFormat::packed(RowType::Int8, table.dim());
+    let mut writer = TableWriter::open(path, format, Contents::of_table(table), table.identity()).unwrap();
+    let mut rows = vec![0.0; 50_000 * table.dim()];
+    for from in (0..table.len()).step_by(50_000) {
+        let ranks: Vec<u32> = (from..table.len().min(from + 50_000)).map(|rank| rank as u32).collect();
+        let some = &mut rows[..ranks.len() * table.dim()];
+        table.gather(&ranks, some).unwrap();
+        some.iter_mut().for_each(|x| *x *= -0.5);
+        writer.push(some).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
 /// Prompts read in pieces, with more and less of what comes next brought ahead: the same logits to the bit, whatever was brought,
-/// also where the table is exchanged in between.
+/// also where the table is exchanged for one with other rows in between.
 #[test]
 fn rows_that_were_brought_ahead_are_those_of_the_table() {
+    type Expects = fn(usize) -> &'static [usize];
     let directory = ModelDirectory::open(Path::new("model_cards/default")).unwrap();
     let text = "At the end of the day he said that there was a man at the door of the house, and that it was one of the \
                 most of all those who had been in the room for the first time in the middle of the night.";
     let tokens = directory.tokenizer().encode(text).unwrap();
     let (here, there) = tokens.split_at(tokens.len() / 2);
     let all_blocks: [Vec<u32>; 2] = [(0..8).collect(), (8..16).collect()];
-    let past = |i: usize, part: usize| ([5, 9][i] * part).min([here, there][i].len() - 1);
+    let parts = here.len().min(there.len()) / 5;
+    let past = |i: usize, part: usize| ([4, 5][i] * part).min([here, there][i].len() - 1);
     let piece = |i: usize, part: usize| Piece {
         tokens: &[here, there][i][..past(i, part + 1)],
         past: past(i, part),
         blocks: &all_blocks[i],
-        wanted: 1,
+        // Of the last part alone: the host goes on while the GPU still computes the others.
+        wanted: usize::from(part + 1 == parts),
     };
-    let parts = here.len().min(there.len()) / 9;
-    for bits in [WeightType::F32, WeightType::Bf16] {
-        let dtype = if bits == WeightType::F32 { Encoding::F32 } else { Encoding::Bf16 };
-        let mut model = on_gpu(|device| directory.load(None, &runtime(256, Some(dtype), device))).unwrap();
-        let live = Arc::clone(model.embedding().live_table().unwrap());
-        let mut read = |expects: fn(usize) -> &'static [usize], exchanged: bool| {
-            let (mut all, mut logits) = (Vec::new(), Vec::new());
-            let lookups = || live.get().metrics().snapshot().positions.iter().sum::<u64>();
-            let before = lookups();
-            for part in 0..parts {
-                let ahead: Vec<Piece<'_>> = expects(part).iter().map(|&i| piece(i, part + 1)).collect();
-                let pieces = [piece(0, part), piece(1, part)];
-                let pass = Pass { ahead: &ahead, ..Pass::of(&pieces) };
-                model.forward_choosing(&pass, &mut logits, &mut Vec::new()).unwrap();
-                all.extend_from_slice(&logits);
-                if exchanged && part == 1 {
-                    live.reload(None).unwrap();
-                }
-            }
-            (all, lookups() - before, model.ahead_rows())
+    let mut model =
+        on_gpu(|device| directory.load(None, &runtime(256, Some(Encoding::F32), device))).unwrap();
+    let live = Arc::clone(model.embedding().live_table().unwrap());
+    let scratch = tempfile::tempdir().unwrap();
+    let (first, second) = (live.get().path().to_owned(), scratch.path().join("table"));
+    other_rows(&live.get(), &second);
+    let mut read = |expects: Expects, exchanged_after: usize| {
+        live.reload(Some(&first)).unwrap();
+        let mut logits = Vec::new();
+        let counts = |model: &Model| {
+            (live.get().metrics().snapshot().positions.iter().sum::<u64>(), model.rows_taken())
         };
-        let (expected, lookups, brought) = read(|_| &[], false);
-        assert!(brought == 0 && lookups > 0);
-        for (what, expects) in [
-            ("both", (|_| &[0, 1]) as fn(usize) -> &'static [usize]),
-            ("one", |_| &[1]),
-            ("in turns", |part| [&[][..], &[1], &[0]][part % 3]),
-        ] {
-            let (found, again, _) = read(expects, false);
-            assert!(found == expected, "{what}: other logits");
-            assert_eq!(again, lookups, "{what}: what is expected is not looked up");
-            let (found, ..) = read(expects, true);
-            assert!(found == expected, "{what}: other logits where the table is exchanged");
+        let (positions, taken) = counts(&model);
+        for part in 0..parts {
+            let ahead: Vec<Piece<'_>> = expects(part).iter().map(|&i| piece(i, part + 1)).collect();
+            let pieces = [piece(0, part), piece(1, part)];
+            let pass = Pass { ahead: &ahead, ..Pass::of(&pieces) };
+            model.forward_choosing(&pass, &mut logits, &mut Vec::new()).unwrap();
+            if part == exchanged_after {
+                live.reload(Some(&second)).unwrap();
+            }
         }
-        let (_, _, brought) = read(|_| &[0, 1], false);
-        assert!(brought > 0, "nothing was brought");
+        let now = counts(&model);
+        (logits, now.0 - positions, now.1 - taken)
+    };
+    let never = usize::MAX;
+    let [(expected, positions, none), (exchanged, ..)] = [never, 1].map(|after| read(|_| &[], after));
+    assert!(parts > 3 && none == 0 && positions > 0, "{parts} {none} {positions}");
+    assert!(expected != exchanged, "the exchange changes nothing");
+    let all: [(&str, Expects); 3] =
+        [("both", |_| &[0, 1]), ("one", |_| &[1]), ("in turns", |part| [&[][..], &[1], &[0]][part % 3])];
+    for (what, expects) in all {
+        let (found, again, taken) = read(expects, never);
+        assert!(found == expected, "{what}: other logits");
+        assert!(taken > 0, "{what}: no row was brought that was needed");
+        assert_eq!(again, positions, "{what}: what is expected does not count as looked up");
+        let (found, ..) = read(expects, 1);
+        assert!(found == exchanged, "{what}: other logits where the table is exchanged");
     }
 }
 

@@ -51,7 +51,7 @@ metrics! {
     STEPS = Counter "scone_engine_steps_total" [], "Forward passes.";
     STEP_TOKENS = Counter "scone_engine_step_tokens_total" [], "Tokens that forward passes computed: of prompts, generated and guessed.";
     STEP_SECONDS = Counter "scone_engine_step_seconds_total" [], "Seconds spent in steps: forward passes and sampling.";
-    HOST_SECONDS = Counter "scone_engine_host_seconds_total" [], "Of these, seconds in which the CPU put steps together and asked a GPU for them; 0 where a CPU computes.";
+    HOST_SECONDS = Counter "scone_engine_host_seconds_total" [], "Seconds in which the CPU put steps together and asked a GPU for them, of scone_engine_step_seconds_total; rows brought while the GPU computes are not counted. 0 where a CPU computes.";
 
     // Requests.
     PROMPT_TOKENS = Counter "scone_prompt_tokens_total" [], "Prompt tokens of requests that got their turn; each prompt once, however many samples are taken of it.";
