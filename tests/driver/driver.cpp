@@ -61,7 +61,8 @@ struct Piece {
     size_t count;
 };
 
-constexpr size_t TOTAL = size_t(8) << 30, LIMIT_OF_SHARED = 227 * 1024;
+constexpr size_t LIMIT_OF_SHARED = 227 * 1024;
+const size_t TOTAL = (getenv("SCONE_DRIVER_MIB") ? strtoull(getenv("SCONE_DRIVER_MIB"), nullptr, 10) : 8192) << 20;
 std::recursive_mutex mutex;
 std::map<uintptr_t, Piece> device, host;
 size_t taken = 0;
