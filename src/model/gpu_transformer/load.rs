@@ -4,7 +4,7 @@ use std::time::Duration;
 use super::ahead::Ahead;
 use super::block::Block;
 use super::weight::{Side, Weight};
-use super::{Cache, GpuTransformer, Graphs, Shape, Workspace};
+use super::{Cache, GpuTransformer, Graphs, Held, Shape, Workspace};
 use crate::gpu::{Buffer, Gpu, GpuError, Type, ops};
 use crate::kernels::{BLOCK, Encoding};
 use crate::model::checkpoint::Checkpoint;
@@ -110,9 +110,7 @@ impl<'a> GpuWeights<'a> {
             workspace: Workspace::new(&*self.gpu, largest)?,
             ahead: Ahead::new(&*self.gpu)?,
             graphs: Graphs::default(),
-            table: None,
-            table_room: 0,
-            left_out: None,
+            held: Held::default(),
             host_time: Duration::ZERO,
             gpu: self.gpu.clone(),
             blocks,

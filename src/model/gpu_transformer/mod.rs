@@ -12,6 +12,7 @@
 mod ahead;
 mod block;
 mod graphs;
+mod held;
 mod inbox;
 mod load;
 mod plan;
@@ -25,14 +26,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::executor::{Output, Step, Wanted};
-use super::{Embedding, ModelError, Piece, gpu_memory};
+use super::{Embedding, ModelError, Piece};
 use crate::gpu::{Buffer, Gpu, GpuError, Slice, Type, ops};
 use crate::table::{GpuPlace, Table};
 use ahead::Ahead;
 use block::Block;
 use graphs::Graphs;
+use held::Held;
 use plan::Plan;
-use table::GpuTable;
 use weight::Weight;
 use workspace::Workspace;
 
@@ -54,11 +55,7 @@ pub(super) struct GpuTransformer {
     ahead: Ahead,
     graphs: Graphs,
     /// The table whose rows are read here and not gathered by the host.
-    table: Option<GpuTable>,
-    /// How much of the GPU's memory tables may have.
-    table_room: u64,
-    /// One that took its place and could not be held: the host gathers its rows.
-    left_out: Option<Arc<Table>>,
+    held: Held,
     /// How long the host took to ask for all of the last step.
     host_time: Duration,
 }
@@ -110,7 +107,7 @@ impl GpuTransformer {
     /// Whether a table is held.
     #[cfg(test)]
     pub(super) fn holds_table(&self) -> bool {
-        self.table.is_some()
+        self.held.table().is_ok()
     }
 
     /// How often a row was brought ahead that a step needed.
@@ -146,46 +143,7 @@ impl GpuTransformer {
     /// # Errors
     /// Where there is no room, or they cannot be read.
     pub(super) fn hold(&mut self, table: &Arc<Table>, place: GpuPlace) -> Result<(), ModelError> {
-        // The old ones first: there may be no room for both. A step may still read them.
-        self.gpu.wait()?;
-        self.table = None;
-        self.table = Some(GpuTable::load(&*self.gpu, table, place)?);
-        self.table_room = self.table_room.max(gpu_memory::table_bytes(table, place));
-        self.left_out = None;
-        Ok(())
-    }
-
-    /// That a table leaves a step what the plan at the start did: it is larger than those before it by no more than is free besides.
-    fn check_room(&self, table: &Table, place: GpuPlace) -> Result<(), ModelError> {
-        let [free, total] = self.gpu.memory()?;
-        let spare = free.saturating_sub(gpu_memory::reserve(total, 0, self.shape.vocabulary));
-        let room = self.table_room + spare;
-        let needed = gpu_memory::table_bytes(table, place);
-        if needed <= room {
-            return Ok(());
-        }
-        let why =
-            format!("{needed} bytes of it do not fit: beside what a step needs the GPU has {room} for it");
-        Err(ModelError::Gpu(why))
-    }
-
-    /// Whether the rows of this table are held. Where it has taken the place of the one that was, they are brought; where there is no
-    /// room for them, that is logged once.
-    fn holds(&mut self, table: &Arc<Table>, place: GpuPlace) -> bool {
-        if self.table.as_ref().is_some_and(|held| held.is_of(table)) {
-            return true;
-        }
-        if self.left_out.as_ref().is_some_and(|known| Arc::ptr_eq(known, table)) {
-            return false;
-        }
-        let held = self.check_room(table, place).and_then(|()| self.hold(table, place));
-        if let Err(error) = &held {
-            tracing::warn!("{}: {error}; the CPU gathers its rows instead", table.path().display());
-            // What was held is nobody's any more.
-            self.table = None;
-            self.left_out = Some(Arc::clone(table));
-        }
-        held.is_ok()
+        self.held.hold(&*self.gpu, table, place)
     }
 
     /// One step over the spans of a ragged batch: stores the new positions' keys and values, and waits for what is wanted. While it
@@ -213,7 +171,8 @@ impl GpuTransformer {
         }
         // Sources count them from the last one backwards.
         found.ranks.reverse();
-        let held = embedding.gpu_table(&found).is_some_and(|(table, place)| self.holds(table, place));
+        let is_held = |(table, place)| self.held.holds(&*self.gpu, table, place, self.shape.vocabulary);
+        let held = embedding.gpu_table(&found).is_some_and(is_held);
         let ranks = if held { found.ranks.as_slice() } else { &[] };
         let plan = Plan::new(spans, (&found.sources, ranks), wanted, size, self.shape);
         self.workspace.prepare(&*self.gpu, &plan, found.ranks.len(), self.shape)?;
@@ -259,12 +218,9 @@ impl GpuTransformer {
 
     /// Asks for the rows of a step's f-grams, by rank, from the table that is held.
     fn read_rows(&self, plan: &Plan, ranks: &[u32]) -> Result<(), ModelError> {
-        let Some(table) = &self.table else {
-            return Err(GpuError::operands("table-rows", "no table is held".to_owned()).into());
-        };
         let (room, count) = (self.workspace.inbox.rows()?, ranks.len() * self.shape.width);
         let to = room.part(room.len() - count, count)?;
-        table.read(&*self.gpu, (ranks, self.workspace.parts(plan, &self.shape)?.ranks), to)
+        self.held.table()?.read(&*self.gpu, (ranks, self.workspace.parts(plan, &self.shape)?.ranks), to)
     }
 
     /// Waits for the step, and takes what is wanted of it: of rows whose token was chosen here, no logits.
