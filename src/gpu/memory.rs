@@ -126,3 +126,12 @@ impl<'a> Slice<'a> {
         Ok(Self { at: self.at + (from * self.kind.bytes()) as u64, len, ..self })
     }
 }
+
+/// How many bytes there are to be in place of `there` where `bytes` are needed: exactly so many, or twice what there was if that is
+/// more, so that what grows again and again is not exchanged each time.
+pub(crate) fn grown(there: usize, bytes: usize) -> usize {
+    match there < bytes {
+        true => bytes.max((2 * there).min(bytes + (64 << 20))),
+        false => there,
+    }
+}

@@ -18,7 +18,7 @@ pub(crate) mod testing;
 
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::Cuda;
-pub(crate) use memory::{Buffer, Locked, Memory, Slice, Staging, Type};
+pub(crate) use memory::{Buffer, Locked, Memory, Slice, Staging, Type, grown};
 
 /// What went wrong on a GPU.
 #[derive(Debug, thiserror::Error)]

@@ -1,8 +1,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use super::workspace::room;
-use crate::gpu::{Buffer, Gpu, GpuError, Slice, Staging, Type, ops};
+use crate::gpu::{Buffer, Gpu, GpuError, Slice, Staging, Type, grown, ops};
 use crate::model::embedding::Found;
 use crate::model::{Embedding, ModelError, Piece};
 use crate::table::Table;
@@ -52,7 +51,7 @@ impl Ahead {
         let next = &mut self.places[1 - self.filled];
         let there = next.memory.of(Type::U8).len();
         if there < bytes {
-            let bytes = room(there, bytes);
+            let bytes = grown(there, bytes);
             let (memory, staged) = (gpu.alloc(bytes)?, gpu.staging(bytes)?);
             *next = Place { staged, memory };
         }

@@ -1,5 +1,4 @@
-use super::workspace::room;
-use crate::gpu::{Buffer, Gpu, GpuError, Slice, Staging, Type};
+use crate::gpu::{Buffer, Gpu, GpuError, Slice, Staging, Type, grown};
 
 /// Where numbers begin is a multiple of this, so that rows of f-grams do.
 const ALIGNED: usize = 16;
@@ -36,8 +35,8 @@ impl Inbox {
         let after = self.memory.of(Type::U8).len() - self.numbers_at;
         if rows > self.numbers_at || numbers > after {
             // At least what there was of either, so that the steps of a while settle on one size.
-            let numbers_at = room(self.numbers_at, rows).next_multiple_of(ALIGNED);
-            let bytes = numbers_at + room(after, numbers);
+            let numbers_at = grown(self.numbers_at, rows).next_multiple_of(ALIGNED);
+            let bytes = numbers_at + grown(after, numbers);
             // All three at once: none fits another size.
             let (memory, staged) = (gpu.alloc(bytes)?, gpu.staging(bytes)?);
             (self.memory, self.staged, self.numbers_at) = (memory, staged, numbers_at);

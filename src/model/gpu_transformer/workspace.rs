@@ -1,6 +1,6 @@
 use super::inbox::Inbox;
 use super::{Plan, Shape};
-use crate::gpu::{Buffer, Gpu, GpuError, Slice, Type, ops};
+use crate::gpu::{Buffer, Gpu, GpuError, Slice, Type, grown, ops};
 
 /// Where a step's numbers are; it grows to the largest step.
 pub(super) struct Workspace {
@@ -103,7 +103,7 @@ impl Workspace {
         ] {
             let there = buffer.of(Type::U8).len();
             if there < bytes {
-                *buffer = gpu.alloc(room(there, bytes))?;
+                *buffer = gpu.alloc(grown(there, bytes))?;
                 *generation += 1;
             }
         }
@@ -136,14 +136,6 @@ impl Workspace {
             wanted_rows: wanted,
             chunks: plan.chunks,
         })
-    }
-}
-
-/// How much there is to be in place of `there` where `bytes` are needed: exactly as much, or twice what there was if that is more.
-pub(super) fn room(there: usize, bytes: usize) -> usize {
-    match there < bytes {
-        true => bytes.max((2 * there).min(bytes + (64 << 20))),
-        false => there,
     }
 }
 
