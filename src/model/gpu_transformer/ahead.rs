@@ -45,8 +45,8 @@ impl Ahead {
         })
     }
 
-    /// Makes room for so many bytes of rows that are to be brought while the step that is about to begin runs. To be called before something is waited for: a copy beside
-    /// the queue may only go where memory was before.
+    /// Makes room for so many bytes of rows that are to be brought while the step that is about to begin runs. To be called
+    /// before something is waited for: a copy beside the queue may only go where memory was before.
     pub(super) fn reserve(&mut self, gpu: &dyn Gpu, bytes: usize) -> Result<(), GpuError> {
         let next = &mut self.places[1 - self.filled];
         let there = next.memory.of(Type::U8).len();
